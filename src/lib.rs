@@ -1,1 +1,16 @@
-//! Bulkhead.
+//! Bulkhead: a retrieval server for many tenants.
+//!
+//! Floors; imports only point down:
+//!
+//! ```text
+//! app                     composition root
+//! jobs | http | eval      work off the queue | answer requests | measure
+//! pipeline | retrieval    documents in | answers out
+//! store                   handles, traits, back ends
+//! config | tenancy | inference
+//! domain                  plain types
+//! ```
+
+pub mod domain;
+pub mod store;
+pub mod tenancy;

@@ -1,0 +1,66 @@
+//! Documents and their states.
+
+use serde::{Deserialize, Serialize};
+
+/// A parsed document: its sections in reading order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Parsed {
+    /// The title that the document gives itself.
+    pub title: Option<String>,
+    /// Sections in reading order.
+    pub sections: Vec<Section>,
+}
+
+/// A stretch of text under one heading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// The nearest heading, as plain text.
+    pub heading: Option<String>,
+    /// The heading's level, 1 the highest; 0 without a heading.
+    pub level: u8,
+    /// The text.
+    pub text: String,
+}
+
+/// A document's state, in LightRAG's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Accepted, not begun.
+    Pending,
+    /// Its file is being read.
+    Parsing,
+    /// It is being cut into chunks and searched for entities.
+    Analyzing,
+    /// It is being embedded and written.
+    Processing,
+    /// It can be found.
+    Processed,
+    /// It could not be processed; `error_msg` says why.
+    Failed,
+}
+
+impl Status {
+    /// Every state, in the order of a document's life.
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Parsing, Self::Analyzing, Self::Processing, Self::Processed, Self::Failed];
+
+    /// The state's name on the wire and in the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Parsing => "parsing",
+            Self::Analyzing => "analyzing",
+            Self::Processing => "processing",
+            Self::Processed => "processed",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The state of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.name() == name)
+    }
+}

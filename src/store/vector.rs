@@ -1,0 +1,150 @@
+//! The trait of vector indexes, and what goes in and comes out.
+
+use async_trait::async_trait;
+
+use super::error::StoreError;
+use super::partition::Partition;
+use crate::domain::Seq;
+use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
+
+/// A sparse vector: the BM25 term part of a text, or the inverse document frequencies of a question's terms.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Terms {
+    /// Hashed terms, ascending, each below 10^9.
+    pub indices: Vec<u32>,
+    /// One weight for each term.
+    pub values: Vec<f32>,
+}
+
+/// A chunk as an index knows it: no text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The version of its document.
+    pub version: i64,
+    /// `[f32; dimension]`, unit length.
+    pub embedding: Vec<f32>,
+    /// The BM25 term part.
+    pub terms: Terms,
+}
+
+/// A found chunk, with the tag that its index entry carries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// The tenant that the index entry was written for.
+    pub tenant: TenantId,
+    /// The namespace that the index entry was written for.
+    pub namespace: NamespaceId,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The version of its document.
+    pub version: i64,
+    /// Cosine, or the BM25 sum.
+    pub score: f32,
+}
+
+/// What to search for: the nearest by each vector that is given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VectorQuery {
+    /// `[f32; dimension]`, unit length.
+    pub embedding: Option<Vec<f32>>,
+    /// The question's terms with their weights.
+    pub terms: Option<Terms>,
+    /// At most this many hits of each kind.
+    pub limit: usize,
+}
+
+/// The hits of one search.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Found {
+    /// By cosine, best first.
+    pub dense: Vec<Hit>,
+    /// By BM25, best first. Chunks that share no term are absent.
+    pub lexical: Vec<Hit>,
+    /// Everything up to here is in the index.
+    pub applied: Seq,
+}
+
+/// How far an index has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Everything up to here is found by searches.
+    pub applied: Seq,
+    /// Everything up to here survives a crash.
+    pub durable: Seq,
+}
+
+/// An index of vectors, one partition at a time.
+///
+/// Order: the caller applies changes of one partition in the order of their [`Seq`], one at a time.
+/// Idempotence: applying the same changes again changes nothing.
+/// Visibility: what `apply` returned for is found by the next `search`; it survives a crash after `flush`.
+/// Isolation: a search of one partition never returns a point of another.
+#[async_trait]
+pub trait VectorIndex: Send + Sync {
+    /// The back end's name, for answers and logs.
+    fn name(&self) -> &'static str;
+
+    /// The nearest chunks; `None` when the partition has no usable index here.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, or `Damaged` (the index was put away and is to be rebuilt).
+    async fn search(&self, partition: &Partition, query: &VectorQuery) -> Result<Option<Found>, StoreError>;
+
+    /// How far the index has come; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`VectorIndex::search`].
+    async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError>;
+
+    /// Adds and removes points; afterwards everything through `through` is applied. Creates the index
+    /// when there is none.
+    ///
+    /// # Errors
+    /// `Damaged` when the index cannot be written; it is to be rebuilt.
+    async fn apply(
+        &self,
+        partition: &Partition,
+        upserts: Vec<Point>,
+        deletes: Vec<ChunkId>,
+        through: Seq,
+    ) -> Result<(), StoreError>;
+
+    /// Makes durable what was applied, and returns up to where.
+    ///
+    /// # Errors
+    /// `Damaged` or `Unavailable`; what was durable before stays so.
+    async fn flush(&self, partition: &Partition) -> Result<Seq, StoreError>;
+
+    /// Begins a new generation beside the one that is served; `None` points were lost if it is never finished.
+    ///
+    /// # Errors
+    /// `Unavailable` when no room can be had for it.
+    async fn rebuild(&self, partition: &Partition) -> Result<Box<dyn Rebuild>, StoreError>;
+
+    /// Whether the index should be rewritten, since its files have outgrown its data or hold what was deleted.
+    async fn wants_rebuild(&self, partition: &Partition) -> bool;
+
+    /// Removes the partition's index, its files included. Removing what is not there is no error.
+    ///
+    /// # Errors
+    /// `Unavailable` when files cannot be removed.
+    async fn remove(&self, partition: &Partition) -> Result<(), StoreError>;
+}
+
+/// A generation being written. Dropped without [`Rebuild::finish`], it leaves nothing behind.
+#[async_trait]
+pub trait Rebuild: Send {
+    /// Adds a page of points.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Damaged`.
+    async fn add(&mut self, points: Vec<Point>) -> Result<(), StoreError>;
+
+    /// Makes the generation durable at `through`, switches searches to it and deletes the one before.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Damaged`; the generation before goes on being served.
+    async fn finish(self: Box<Self>, through: Seq) -> Result<(), StoreError>;
+}
