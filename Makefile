@@ -1,0 +1,36 @@
+# Everything a person types. `make` alone lists the targets.
+# One build profile (release) for running, testing and measuring: nothing is compiled twice.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test bench soak fmt lint
+
+PYTHON ?= python3
+CARGO ?= cargo
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Obtain PostgreSQL, ONNX Runtime and the embedding model into .local
+	@$(PYTHON) scripts/setup.py
+
+run: setup ## Set up, build, start the server with two demo tenants, keep serving
+	$(CARGO) build --release --bin bulkhead
+	@$(PYTHON) scripts/demo.py
+
+test: setup ## Set up and run the whole suite
+	@$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
+	$(CARGO) test --release --features laboratory
+	@echo "make test: everything passed"
+
+bench: setup ## Measure ingestion and query against their raw parts
+	$(CARGO) run --release --bin bulkhead -- bench
+
+soak: setup ## Run mixed load for a long time and watch for leaks and drift
+	$(CARGO) run --release --bin bulkhead -- soak
+
+fmt: ## Format the sources
+	$(CARGO) fmt
+
+lint: ## Formatting, clippy and rustdoc, with warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets --features laboratory -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --no-deps --features laboratory
