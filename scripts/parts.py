@@ -68,8 +68,7 @@ class Part:
         if path.exists():
             if sha256(path) == self.sha256:
                 return path
-            print(f"  {path.name} in the cache is damaged or of another version: fetching it again")
-            path.unlink()
+            print(f"  {path.name} in the cache is damaged: fetching it again")
         fresh = self.cache / "download"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -137,7 +136,7 @@ def find_pip(part):
     """The command that runs pip: of this Python, else of another one, else Debian's, by root."""
     command = _present_pip()
     if command is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        print("  no pip on this machine: installing Debian's package python3-pip", flush=True)
+        print("  no pip on this machine: installing Debian's package python3-pip")
         quiet = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
         subprocess.run(["apt-get", "update", "-qq"], **quiet)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends",

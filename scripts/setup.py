@@ -61,7 +61,7 @@ def model(local, manifest_path, archive, folder):
     unpack(archive, folder, wanted.get)
     weights, converted = folder / "model.safetensors", folder / "model.onnx"
     convert = [sys.executable, str(manifest_path.parent / "convert.py"), "--manifest", manifest_path]
-    print("  converting to ONNX", flush=True)
+    print("  converting to ONNX")
     _run(manifest, [*convert, "--weights", folder, "--output", converted])
     for name, expected in manifest["sha256"].items():
         if sha256(folder / name) != expected:
@@ -69,7 +69,7 @@ def model(local, manifest_path, archive, folder):
                 manifest["name"], f"{name} has not the SHA-256 that its manifest states",
                 "models/convert.py, the manifest and scripts/parts.json belong together: "
                 "restore them from git.")
-    print("  checking against known vectors", flush=True)
+    print("  checking against known vectors")
     runtime = local / "vendor/onnxruntime/libonnxruntime.so"
     _run(manifest, [*convert, "--check", converted, "--runtime", runtime])
     weights.unlink()
@@ -123,7 +123,7 @@ def only_one(local):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another set-up is running here: waiting for it", flush=True)
+            print("another set-up is running here: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -146,6 +146,7 @@ def check_machine():
 
 def main():
     started = time.monotonic()
+    sys.stdout.reconfigure(line_buffering=True)  # keeps its lines and pip's in order
     try:
         check_machine()
         with only_one(ROOT / ".local"):
