@@ -4,9 +4,12 @@
 //! **Invariant:** indexes hold ids, never text.
 
 pub mod error;
+pub mod handles;
 pub mod partition;
 pub mod postgres;
+pub mod uploads;
 pub mod vector;
 
 pub use error::{ErrorKind, StoreError};
+pub use handles::{Corpus, CorpusWriter, Stores, TenantReader, TenantWriter};
 pub use partition::Partition;

@@ -7,9 +7,11 @@
 //! **Invariant:** nothing in here reads tenant data; credentials are looked up through [`Directory`].
 
 pub mod directory;
+pub mod operator;
 pub mod permit;
 pub mod scope;
 
 pub use directory::{Directory, DirectoryError, KeyRecord, TenantRecord, TenantState};
+pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
 pub use scope::{Principal, Role, TenantScope, reauthorise};

@@ -1,0 +1,233 @@
+//! Chunks: their text, read under row-level security, and exact search over their vectors.
+
+use std::collections::BTreeMap;
+
+use pgvector::{SparseVector, Vector};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use uuid::Uuid;
+
+use super::error::failed;
+use super::ingest::TERM_SPACE;
+use crate::domain::Seq;
+use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
+use crate::store::error::StoreError;
+use crate::store::handles::Corpus;
+use crate::store::vector::{Found, Hit, Terms, VectorQuery};
+
+/// A chunk with all that an answer says of it.
+#[derive(Debug, Clone)]
+pub struct ChunkRow {
+    /// The tenant, as the row says.
+    pub tenant: TenantId,
+    /// The namespace's name, as the row says.
+    pub namespace: String,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Its document.
+    pub document_id: String,
+    /// The document's version.
+    pub version: i64,
+    /// Position in the document.
+    pub ordinal: i32,
+    /// The nearest heading.
+    pub heading: Option<String>,
+    /// The text.
+    pub text: String,
+    /// The document's title.
+    pub title: Option<String>,
+    /// The name by which the document is cited.
+    pub file_name: String,
+    /// Tokens of the text.
+    pub tokens: i32,
+}
+
+impl<'r> FromRow<'r, PgRow> for ChunkRow {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            tenant: TenantId(row.try_get("tenant_id")?),
+            namespace: row.try_get("namespace")?,
+            chunk: ChunkId(row.try_get("chunk_id")?),
+            document_id: row.try_get("document_id")?,
+            version: row.try_get("version")?,
+            ordinal: row.try_get("ordinal")?,
+            heading: row.try_get("heading")?,
+            text: row.try_get("text")?,
+            title: row.try_get("title")?,
+            file_name: row.try_get("file_name")?,
+            tokens: row.try_get("tokens")?,
+        })
+    }
+}
+
+/// The entities of one chunk, as its row says.
+#[derive(Debug, Clone)]
+pub struct MentionRow {
+    /// The tenant, as the row says.
+    pub tenant: TenantId,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Its document.
+    pub document_id: String,
+    /// The name by which the document is cited.
+    pub file_name: String,
+    /// When the document was accepted, seconds since 1970.
+    pub created_at: i64,
+    /// Hashes of the normalised names.
+    pub keys: Vec<i64>,
+    /// Names as the text writes them.
+    pub names: Vec<String>,
+    /// What each is.
+    pub kinds: Vec<String>,
+    /// How often each occurs.
+    pub counts: Vec<i16>,
+}
+
+impl Corpus {
+    /// Searches the index of this corpus; `None` when there is no usable one.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout` or `Damaged`.
+    pub async fn vector_search(&self, query: &VectorQuery) -> Result<Option<Found>, StoreError> {
+        self.vectors().search(&self.partition, query).await
+    }
+
+    /// The rows of these chunks, in no order. A chunk that is gone, or whose version is another, is absent.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_list(&self, chunks: &[ChunkId]) -> Result<Vec<ChunkRow>, StoreError> {
+        let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
+        let mut tx = self.reader.begin().await?;
+        let rows = sqlx::query_as(
+            "select c.tenant_id, n.name as namespace, c.chunk_id, c.document_id, c.version, c.ordinal, c.heading,
+                 c.text, c.tokens, v.title, v.file_name
+             from chunk c
+             join namespace n on n.tenant_id = $1 and n.namespace_id = c.namespace_id
+             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
+                 and v.document_id = c.document_id and v.version = c.version
+             where c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = any($3)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("chunk.list"))?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// The entities of these chunks, in no order.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn mention_list(&self, chunks: &[ChunkId]) -> Result<Vec<MentionRow>, StoreError> {
+        const OPERATION: &str = "mention.list";
+        let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
+        let mut tx = self.reader.begin().await?;
+        let rows = sqlx::query(
+            "select m.tenant_id, m.chunk_id, c.document_id, v.file_name,
+                 extract(epoch from v.created_at)::bigint as created_at, m.keys, m.names, m.kinds, m.counts
+             from chunk_mention m
+             join chunk c on c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = m.chunk_id
+             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
+                 and v.document_id = c.document_id and v.version = c.version
+             where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = any($3)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        let mention = |row: &PgRow| {
+            Ok(MentionRow {
+                tenant: TenantId(row.try_get("tenant_id")?),
+                chunk: ChunkId(row.try_get("chunk_id")?),
+                document_id: row.try_get("document_id")?,
+                file_name: row.try_get("file_name")?,
+                created_at: row.try_get("created_at")?,
+                keys: row.try_get("keys")?,
+                names: row.try_get("names")?,
+                kinds: row.try_get("kinds")?,
+                counts: row.try_get("counts")?,
+            })
+        };
+        rows.iter().map(mention).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// Exact search in the database over what came after `since`: the whole corpus with [`Seq`] -1, or just
+    /// what an index has not applied yet.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_search_exact(&self, query: &VectorQuery, since: Seq) -> Result<Found, StoreError> {
+        const OPERATION: &str = "chunk.search";
+        let mut found = Found { applied: self.seq, ..Found::default() };
+        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
+        let mut tx = self.reader.begin().await?;
+        if let Some(embedding) = &query.embedding {
+            let rows = sqlx::query(
+                "select tenant_id, namespace_id, chunk_id, version, -(embedding <#> $5) as score
+                 from chunk_embedding
+                 where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4
+                 order by embedding <#> $5, chunk_id limit $6",
+            )
+            .bind(tenant)
+            .bind(namespace)
+            .bind(self.partition.model().as_str())
+            .bind(since.0)
+            .bind(Vector::from(embedding.clone()))
+            .bind(limit)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
+            found.dense = hits(&rows).map_err(failed(OPERATION))?;
+        }
+        if let Some(terms) = query.terms.as_ref().filter(|terms| !terms.indices.is_empty()) {
+            let rows = sqlx::query(
+                "select * from (
+                     select tenant_id, namespace_id, chunk_id, version, -(terms <#> $5) as score
+                     from chunk_embedding
+                     where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4) scored
+                 where score > 0 order by score desc, chunk_id limit $6",
+            )
+            .bind(tenant)
+            .bind(namespace)
+            .bind(self.partition.model().as_str())
+            .bind(since.0)
+            .bind(sparse(terms))
+            .bind(limit)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
+            found.lexical = hits(&rows).map_err(failed(OPERATION))?;
+        }
+        tx.commit().await?;
+        Ok(found)
+    }
+}
+
+pub(super) fn sparse(terms: &Terms) -> SparseVector {
+    let map: BTreeMap<i32, f32> = std::iter::zip(&terms.indices, &terms.values)
+        .filter_map(|(term, value)| Some((i32::try_from(*term).ok()?, *value)))
+        .collect();
+    SparseVector::from_map(&map, TERM_SPACE)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "scores are compared with those of 32-bit indexes")]
+fn hits(rows: &[PgRow]) -> Result<Vec<Hit>, sqlx::Error> {
+    let hit = |row: &PgRow| {
+        Ok(Hit {
+            tenant: TenantId(row.try_get("tenant_id")?),
+            namespace: NamespaceId(row.try_get("namespace_id")?),
+            chunk: ChunkId(row.try_get("chunk_id")?),
+            version: row.try_get("version")?,
+            score: row.try_get::<f64, _>("score")? as f32,
+        })
+    };
+    rows.iter().map(hit).collect()
+}

@@ -1,0 +1,30 @@
+//! Database errors as store errors. Their own words go to the log; a caller never sees them.
+
+use crate::store::error::{ErrorKind, StoreError};
+
+/// Turns a database error into a store error of `operation`.
+pub(super) fn failed(operation: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |error| {
+        let (kind, context) = classify(&error);
+        StoreError::new(kind, "postgres", operation, context).with_source(error)
+    }
+}
+
+fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
+    match error {
+        sqlx::Error::PoolTimedOut => (ErrorKind::Unavailable, "every connection is in use"),
+        sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, "shutting down"),
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "the server cannot be reached"),
+        sqlx::Error::Database(error) => match error.code().as_deref() {
+            Some("23505" | "40001" | "40P01") => (ErrorKind::Conflict, "a concurrent change"),
+            Some("57014" | "25P03") => (ErrorKind::Timeout, "the statement took too long"),
+            Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
+                (ErrorKind::Unavailable, "the server refuses work")
+            }
+            Some("55P03") => (ErrorKind::Unavailable, "a lock is held"),
+            Some("42501") => (ErrorKind::Foreign, "row-level security refused the row"),
+            _ => (ErrorKind::Internal, "the statement failed"),
+        },
+        _ => (ErrorKind::Internal, "the call failed"),
+    }
+}

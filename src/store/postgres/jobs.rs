@@ -1,0 +1,474 @@
+//! The queue: rows leased with a fence, so that a job is done once, and by whoever still holds it.
+//!
+//! **Invariant:** the dispatcher's role sees heads only; what a job is about is read under its tenant.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use uuid::Uuid;
+
+use super::Postgres;
+use super::error::failed;
+use crate::domain::document::Status;
+use crate::domain::ids::{JobId, NamespaceId, TenantId};
+use crate::store::error::StoreError;
+use crate::store::handles::{CorpusWriter, Stores, TenantReader, TenantWriter};
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// Processes a version of a document.
+    Ingest,
+    /// Deletes all that a deleted tenant owns.
+    PurgeTenant,
+}
+
+/// The head of a leased job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeasedJob {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its namespace.
+    pub namespace: NamespaceId,
+    /// Its identity.
+    pub job: JobId,
+    /// What it does.
+    pub kind: JobKind,
+    /// The lease, to be shown with every change.
+    pub lease: Uuid,
+    /// How often it was begun, this time included.
+    pub attempts: i32,
+    /// Bytes to process.
+    pub cost: i64,
+}
+
+/// A tenant with work that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantBacklog {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// How many of its jobs are due.
+    pub due: i64,
+}
+
+/// A job as its tenant sees it.
+#[derive(Debug, Clone)]
+pub struct JobRow {
+    /// Its identity.
+    pub job: JobId,
+    /// Its document.
+    pub document_id: Option<String>,
+    /// `queued`, `running`, `done`, `failed` or `cancelled`.
+    pub state: String,
+    /// The document's state.
+    pub stage: String,
+    /// Chunks embedded.
+    pub done: i64,
+    /// Chunks in all, 0 while unknown.
+    pub total: i64,
+    /// Chunks a second.
+    pub rate: f32,
+    /// Rises with every change.
+    pub revision: i64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it changed last.
+    pub updated_at: DateTime<Utc>,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+}
+
+impl<'r> FromRow<'r, PgRow> for JobRow {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            job: JobId(row.try_get("job_id")?),
+            document_id: row.try_get("document_id")?,
+            state: row.try_get("state")?,
+            stage: row.try_get("stage")?,
+            done: row.try_get("done")?,
+            total: row.try_get("total")?,
+            rate: row.try_get("rate")?,
+            revision: row.try_get("revision")?,
+            error: row.try_get("error")?,
+            updated_at: row.try_get("updated_at")?,
+            created_at: row.try_get("created_at")?,
+        })
+    }
+}
+
+/// What there is to process.
+#[derive(Debug, Clone)]
+pub struct IngestTask {
+    /// The job.
+    pub job: JobId,
+    /// The lease under which it was opened.
+    pub lease: Uuid,
+    /// The document.
+    pub document_id: String,
+    /// The version.
+    pub version: i64,
+    /// Its title.
+    pub title: Option<String>,
+    /// The name by which it is cited, which tells the type of an upload.
+    pub file_name: String,
+    /// What the caller gave.
+    pub metadata: Value,
+    /// The text of a plain insert.
+    pub body: Option<String>,
+    /// The upload of any other.
+    pub upload: Option<Uuid>,
+    /// Whether an older version answers now.
+    pub replaces: bool,
+}
+
+/// Progress of a running job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// The document's state.
+    pub stage: Status,
+    /// Chunks embedded.
+    pub done: i64,
+    /// Chunks in all.
+    pub total: i64,
+    /// Chunks a second.
+    pub rate: f32,
+}
+
+impl Stores {
+    /// The tenants that have work due, those first whose work waits longest.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError> {
+        let postgres = self.postgres();
+        let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+            "select tenant_id, count(*) from job
+             where state in ('queued', 'running') and due_at <= $1 and (leased_until is null or leased_until < $1)
+             group by tenant_id order by min(due_at) limit $2",
+        )
+        .bind(postgres.clock.now())
+        .bind(limit)
+        .fetch_all(&postgres.pools.dispatch)
+        .await
+        .map_err(failed("job.backlog"))?;
+        Ok(rows.into_iter().map(|(tenant, due)| TenantBacklog { tenant: TenantId(tenant), due }).collect())
+    }
+
+    /// Leases up to `limit` jobs of a tenant and one of its namespaces, about `budget` bytes in all, the
+    /// oldest first. A job whose lease ran out is leased again.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_lease(
+        &self,
+        tenant: TenantId,
+        limit: i64,
+        budget: i64,
+        lease_time: Duration,
+    ) -> Result<Vec<LeasedJob>, StoreError> {
+        const OPERATION: &str = "job.lease";
+        let postgres = self.postgres();
+        let now = postgres.clock.now();
+        let until = now + chrono::Duration::from_std(lease_time).unwrap_or_default();
+        let rows = sqlx::query(
+            "with due as (
+                 select job_id, namespace_id, kind, cost, due_at from job
+                 where tenant_id = $1 and state in ('queued', 'running') and due_at <= $2
+                     and (leased_until is null or leased_until < $2)
+                 order by due_at, job_id limit $3 for update skip locked),
+             head as (select namespace_id, kind from due order by due_at, job_id limit 1),
+             running as (
+                 select due.job_id, sum(cost) over (order by due_at, due.job_id) - cost as before
+                 from due join head using (namespace_id, kind))
+             update job set state = 'running', lease = $4, leased_until = $5, attempts = attempts + 1, updated_at = $2
+             where tenant_id = $1 and job_id in (select job_id from running where before < $6)
+             returning job_id, namespace_id, kind, lease, attempts, cost",
+        )
+        .bind(tenant.0)
+        .bind(now)
+        .bind(limit)
+        .bind(postgres.ids.uuid())
+        .bind(until)
+        .bind(budget)
+        .fetch_all(&postgres.pools.dispatch)
+        .await
+        .map_err(failed(OPERATION))?;
+        let leased = |row: &PgRow| {
+            Ok(LeasedJob {
+                tenant,
+                namespace: NamespaceId(row.try_get("namespace_id")?),
+                job: JobId(row.try_get("job_id")?),
+                kind: match row.try_get("kind")? {
+                    "purge_tenant" => JobKind::PurgeTenant,
+                    _ => JobKind::Ingest,
+                },
+                lease: row.try_get("lease")?,
+                attempts: row.try_get("attempts")?,
+                cost: row.try_get("cost")?,
+            })
+        };
+        rows.iter().map(leased).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// Puts leased jobs back, to be due after `delay`. For work that did not begin or met a store that is away.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; then the leases run out by themselves.
+    pub async fn job_release(&self, jobs: &[LeasedJob], delay: Duration) -> Result<(), StoreError> {
+        let postgres = self.postgres();
+        let now = postgres.clock.now();
+        sqlx::query(
+            "update job set state = 'queued', lease = null, leased_until = null, due_at = $3, updated_at = $4
+             from unnest($1::uuid[], $2::uuid[]) as mine(job_id, lease)
+             where job.job_id = mine.job_id and job.lease = mine.lease and job.state = 'running'",
+        )
+        .bind(jobs.iter().map(|job| job.job.0).collect::<Vec<_>>())
+        .bind(jobs.iter().map(|job| job.lease).collect::<Vec<_>>())
+        .bind(now + chrono::Duration::from_std(delay).unwrap_or_default())
+        .bind(now)
+        .execute(&postgres.pools.dispatch)
+        .await
+        .map_err(failed("job.release"))?;
+        Ok(())
+    }
+
+    pub(in crate::store) fn postgres(&self) -> &Postgres {
+        &self.inner.postgres
+    }
+}
+
+impl CorpusWriter {
+    /// Reads what leased jobs are about. A job that was cancelled or leased by somebody else is absent.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_open(&self, jobs: &[LeasedJob]) -> Result<Vec<IngestTask>, StoreError> {
+        const OPERATION: &str = "job.open";
+        let mut tx = self.reader.begin().await?;
+        let rows = sqlx::query(
+            "select j.job_id, j.lease, v.document_id, v.version, v.title, v.file_name, v.metadata, v.body,
+                 v.upload_id, d.live_version is not null as replaces
+             from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
+             join job j on j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
+             join document d on d.tenant_id = $1 and d.namespace_id = $2
+                 and d.document_id = j.document_id and d.version = j.version
+             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
+                 and v.document_id = j.document_id and v.version = j.version
+             where j.state = 'running'",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(jobs.iter().map(|job| job.job.0).collect::<Vec<_>>())
+        .bind(jobs.iter().map(|job| job.lease).collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        let task = |row: &PgRow| {
+            Ok(IngestTask {
+                job: JobId(row.try_get("job_id")?),
+                lease: row.try_get("lease")?,
+                document_id: row.try_get("document_id")?,
+                version: row.try_get("version")?,
+                title: row.try_get("title")?,
+                file_name: row.try_get("file_name")?,
+                metadata: row.try_get("metadata")?,
+                body: row.try_get("body")?,
+                upload: row.try_get("upload_id")?,
+                replaces: row.try_get("replaces")?,
+            })
+        };
+        rows.iter().map(task).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// Records progress and extends the leases. Returns the jobs that are still held; work on the others stops.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_progress(
+        &self,
+        jobs: &[(JobId, Uuid)],
+        progress: Progress,
+        lease_time: Duration,
+    ) -> Result<Vec<JobId>, StoreError> {
+        const OPERATION: &str = "job.progress";
+        let now = self.reader.postgres().clock.now();
+        let mut tx = self.reader.begin().await?;
+        let held: Vec<Uuid> = sqlx::query_scalar(
+            "with held as (
+                 update job set stage = $5, done = $6, total = $7, rate = $8, revision = revision + 1,
+                     updated_at = $9, leased_until = $10
+                 from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
+                 where job.tenant_id = $1 and job.job_id = mine.job_id and job.lease = mine.lease
+                     and job.state = 'running'
+                 returning job.job_id, job.document_id, job.version),
+             seen as (
+                 update document d set status = $5, updated_at = $9 from held
+                 where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = held.document_id
+                     and d.version = held.version)
+             select job_id from held",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(jobs.iter().map(|(job, _)| job.0).collect::<Vec<_>>())
+        .bind(jobs.iter().map(|(_, lease)| *lease).collect::<Vec<_>>())
+        .bind(progress.stage.name())
+        .bind(progress.done)
+        .bind(progress.total)
+        .bind(progress.rate)
+        .bind(now)
+        .bind(now + chrono::Duration::from_std(lease_time).unwrap_or_default())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(held.into_iter().map(JobId).collect())
+    }
+
+    /// Ends a job that cannot succeed. A version that answered before goes on answering.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_fail(&self, job: JobId, lease: Uuid, reason: &str) -> Result<(), StoreError> {
+        let now = self.reader.postgres().clock.now();
+        let mut tx = self.reader.begin().await?;
+        sqlx::query(
+            "with ended as (
+                 update job set state = 'failed', stage = 'failed', error = $5, lease = null, leased_until = null,
+                     updated_at = $6, finished_at = $6, revision = revision + 1
+                 where tenant_id = $1 and job_id = $3 and lease = $4 and state = 'running'
+                 returning document_id, version)
+             update document d set status = 'failed', error = $5, updated_at = $6 from ended
+             where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = ended.document_id
+                 and d.version = ended.version",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(job.0)
+        .bind(lease)
+        .bind(reason)
+        .bind(now)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("job.fail"))?;
+        tx.commit().await
+    }
+}
+
+impl TenantWriter {
+    /// Removes a finished purge's own row.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_forget(&self, job: JobId) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("delete from job where tenant_id = $1 and job_id = $2")
+            .bind(self.scope.tenant().0)
+            .bind(job.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("job.forget"))?;
+        tx.commit().await
+    }
+
+    /// Cancels a job that has not ended. `None`: there is none of this identity; `false`: it had ended.
+    ///
+    /// Its version fails with the reason `cancelled`; one that answered before goes on answering.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_cancel(&self, job: JobId) -> Result<Option<bool>, StoreError> {
+        const OPERATION: &str = "job.cancel";
+        let now = self.postgres().clock.now();
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(
+            "select j.state, n.name from job j join namespace n using (tenant_id, namespace_id)
+             where j.tenant_id = $1 and j.job_id = $2 for update of j",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(job.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        let Some(row) = row else { return Ok(None) };
+        if !self.reaches_name(row.try_get("name").map_err(failed(OPERATION))?) {
+            return Ok(None);
+        }
+        let state: String = row.try_get("state").map_err(failed(OPERATION))?;
+        if state != "queued" && state != "running" {
+            return Ok(Some(false));
+        }
+        sqlx::query(
+            "with ended as (
+                 update job set state = 'cancelled', stage = 'failed', error = 'cancelled', lease = null,
+                     leased_until = null, updated_at = $3, finished_at = $3, revision = revision + 1
+                 where tenant_id = $1 and job_id = $2 returning namespace_id, document_id, version)
+             update document d set status = 'failed', error = 'cancelled', updated_at = $3 from ended
+             where d.tenant_id = $1 and d.namespace_id = ended.namespace_id
+                 and d.document_id = ended.document_id and d.version = ended.version",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(job.0)
+        .bind(now)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(Some(true))
+    }
+}
+
+impl TenantReader {
+    /// The jobs that one call brought, oldest first.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_track(&self, track_id: &str) -> Result<Vec<JobRow>, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows: Vec<(String, JobRow)> = sqlx::query(
+            "select j.*, n.name from job j join namespace n using (tenant_id, namespace_id)
+             where j.tenant_id = $1 and j.track_id = $2 order by j.created_at, j.job_id limit 1000",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(track_id)
+        .try_map(|row: PgRow| Ok((row.try_get("name")?, JobRow::from_row(&row)?)))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("job.track"))?;
+        tx.commit().await?;
+        Ok(rows.into_iter().filter(|(name, _)| self.reaches_name(name)).map(|(_, job)| job).collect())
+    }
+
+    /// How many of the tenant's jobs wait and how many run, and when the oldest of them came.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn job_counts(&self) -> Result<JobCounts, StoreError> {
+        let mut tx = self.begin().await?;
+        let (queued, running, since) = sqlx::query_as(
+            "select count(*) filter (where state = 'queued'), count(*) filter (where state = 'running'),
+                 min(created_at)
+             from job where tenant_id = $1 and state in ('queued', 'running') and kind = 'ingest'",
+        )
+        .bind(self.scope.tenant().0)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("job.count"))?;
+        tx.commit().await?;
+        Ok(JobCounts { queued, running, since })
+    }
+}
+
+/// A tenant's queue in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Jobs that wait.
+    pub queued: i64,
+    /// Jobs that run.
+    pub running: i64,
+    /// When the oldest of them was accepted.
+    pub since: Option<DateTime<Utc>>,
+}

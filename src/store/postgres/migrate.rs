@@ -1,0 +1,60 @@
+//! What the owner does: migrations, and a model's partition. Its connection closes afterwards.
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+
+use super::error::failed;
+use crate::domain::ids::ModelId;
+use crate::store::error::{ErrorKind, StoreError};
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// Brings the schema up to date and makes the model's partition of embeddings.
+///
+/// # Errors
+/// `Unavailable` when the database cannot be reached, `Internal` when a migration fails.
+pub async fn migrate(owner: &PgConnectOptions, model: &ModelId) -> Result<(), StoreError> {
+    const OPERATION: &str = "migrate";
+    let mut connection = owner.connect().await.map_err(failed(OPERATION))?;
+    MIGRATIONS.run(&mut connection).await.map_err(|error| {
+        StoreError::new(ErrorKind::Internal, "postgres", OPERATION, "a migration failed").with_source(error)
+    })?;
+    make_partition(&mut connection, model).await.map_err(failed("partition.create"))?;
+    connection.close().await.map_err(failed(OPERATION))
+}
+
+/// A partition has row-level security of its own, though nobody is granted it directly.
+async fn make_partition(connection: &mut sqlx::PgConnection, model: &ModelId) -> Result<(), sqlx::Error> {
+    let model = model.as_str();
+    let name = format!("chunk_embedding_{model}");
+    let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(&name)
+        .fetch_one(&mut *connection)
+        .await?;
+    if exists {
+        return Ok(());
+    }
+    // A model id is hexadecimal digits by its type. A row of 384 dimensions and its terms stays inline.
+    let statement = format!(
+        "begin;
+         select pg_advisory_xact_lock(hashtext('bulkhead partition'));
+         create table if not exists {name} partition of chunk_embedding for values in ('{model}')
+             with (toast_tuple_target = 8160);
+         alter table {name} enable row level security;
+         alter table {name} force row level security;
+         alter table {name} alter column embedding set storage main, alter column terms set storage main;
+         revoke all on {name} from public;
+         create policy own_select on {name} for select to bulkhead_owner
+             using (tenant_id = current_setting('bulkhead.tenant')::uuid);
+         create policy own_insert on {name} for insert to bulkhead_owner
+             with check (tenant_id = current_setting('bulkhead.tenant')::uuid);
+         create policy own_update on {name} for update to bulkhead_owner
+             using (tenant_id = current_setting('bulkhead.tenant')::uuid)
+             with check (tenant_id = current_setting('bulkhead.tenant')::uuid);
+         create policy own_delete on {name} for delete to bulkhead_owner
+             using (tenant_id = current_setting('bulkhead.tenant')::uuid);
+         commit"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
+    Ok(())
+}

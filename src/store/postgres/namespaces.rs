@@ -1,0 +1,282 @@
+//! Namespaces: opened, created with the first write, listed, deleted with everything in them.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::error::failed;
+use crate::domain::Seq;
+use crate::domain::ids::{ModelId, NamespaceId, NamespaceName};
+use crate::store::error::{ErrorKind, StoreError};
+use crate::store::handles::{Corpus, CorpusWriter, TenantReader, TenantWriter};
+use crate::store::partition::Partition;
+
+/// A namespace as its tenant lists it.
+#[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
+pub struct NamespaceSummary {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: NamespaceName,
+    /// How many documents it has, in any state.
+    pub documents: i64,
+    /// How many chunks can be found.
+    pub chunks: i64,
+    /// The corpus' history.
+    pub corpus_seq: i64,
+}
+
+/// In how many chunks of a corpus each term of a question occurs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TermFrequencies {
+    /// Term and number of chunks, for terms that occur at all.
+    pub chunks: Vec<(u32, u32)>,
+}
+
+impl TenantReader {
+    /// Opens a namespace; `None` when there is none of this name, or the credential does not reach it.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_get(&self, name: &NamespaceName) -> Result<Option<Corpus>, StoreError> {
+        Ok(self.corpus_get_with_terms(name, &[]).await?.map(|(corpus, _)| corpus))
+    }
+
+    /// Opens a namespace and counts, in the same snapshot, in how many chunks each term occurs.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_get_with_terms(
+        &self,
+        name: &NamespaceName,
+        terms: &[u32],
+    ) -> Result<Option<(Corpus, TermFrequencies)>, StoreError> {
+        if !self.scope.reaches(name) {
+            return Ok(None);
+        }
+        let tenant = self.scope.tenant();
+        let terms: Vec<i32> = terms.iter().filter_map(|term| i32::try_from(*term).ok()).collect();
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(
+            "select n.namespace_id, n.model_id, n.seq, n.chunks, f.terms, f.counts
+             from namespace n left join lateral (
+                 select array_agg(term) as terms, array_agg(chunks) as counts from term_frequency f
+                 where f.tenant_id = $1 and f.namespace_id = n.namespace_id and f.term = any($3) and f.chunks > 0
+             ) f on cardinality($3) > 0
+             where n.tenant_id = $1 and n.name = $2",
+        )
+        .bind(tenant.0)
+        .bind(name.as_str())
+        .bind(&terms)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("namespace.get"))?;
+        tx.commit().await?;
+        let Some(row) = row else { return Ok(None) };
+        let decode = |row: &PgRow| -> Result<_, sqlx::Error> {
+            let terms: Option<Vec<i32>> = row.try_get("terms")?;
+            let counts: Option<Vec<i32>> = row.try_get("counts")?;
+            let frequencies = std::iter::zip(terms.unwrap_or_default(), counts.unwrap_or_default())
+                .filter_map(|(term, count)| Some((u32::try_from(term).ok()?, u32::try_from(count).ok()?)))
+                .collect();
+            Ok((self.corpus(row, name)?, TermFrequencies { chunks: frequencies }))
+        };
+        decode(&row).map(Some).map_err(failed("namespace.get"))
+    }
+
+    fn corpus(&self, row: &PgRow, name: &NamespaceName) -> Result<Corpus, sqlx::Error> {
+        let model = ModelId::parse(row.try_get("model_id")?)
+            .map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+        let namespace = NamespaceId(row.try_get("namespace_id")?);
+        Ok(Corpus {
+            reader: self.clone(),
+            partition: Partition::new(self.scope.tenant(), namespace, model),
+            name: name.clone(),
+            seq: Seq(row.try_get("seq")?),
+            chunks: u64::try_from(row.try_get::<i64, _>("chunks")?).unwrap_or_default(),
+        })
+    }
+
+    /// Opens a namespace by its identity, as a job knows it.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_get_by_id(&self, namespace: NamespaceId) -> Result<Option<Corpus>, StoreError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(
+            "select namespace_id, name, model_id, seq, chunks from namespace
+             where tenant_id = $1 and namespace_id = $2",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(namespace.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("namespace.get"))?;
+        tx.commit().await?;
+        let open = |row: &PgRow| {
+            let name = NamespaceName::parse(row.try_get("name")?)
+                .map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+            self.corpus(row, &name)
+        };
+        row.as_ref().map(open).transpose().map_err(failed("namespace.get"))
+    }
+
+    /// The tenant's namespaces that the credential reaches, by name. `default` is among them even before
+    /// its first document.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn namespace_list(&self) -> Result<Vec<NamespaceSummary>, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows: Vec<(String, i64, i64, i64)> = sqlx::query_as(
+            "select n.name, n.seq, n.chunks,
+                 (select count(*) from document d
+                  where d.tenant_id = $1 and d.namespace_id = n.namespace_id)
+             from namespace n where n.tenant_id = $1 order by n.name",
+        )
+        .bind(self.scope.tenant().0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("namespace.list"))?;
+        tx.commit().await?;
+        let mut list: Vec<_> = rows
+            .into_iter()
+            .filter_map(|(name, corpus_seq, chunks, documents)| {
+                let name = NamespaceName::parse(&name).ok()?;
+                Some(NamespaceSummary { name, documents, chunks, corpus_seq })
+            })
+            .collect();
+        if !list.iter().any(|summary| summary.name.is_default()) {
+            let name = NamespaceName::default();
+            list.insert(0, NamespaceSummary { name, documents: 0, chunks: 0, corpus_seq: 0 });
+        }
+        list.retain(|summary| self.scope.reaches(&summary.name));
+        Ok(list)
+    }
+}
+
+impl TenantWriter {
+    /// Opens a namespace for writing, and creates it when there is none of this name. `None` when the
+    /// credential does not reach it.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_require(&self, name: &NamespaceName) -> Result<Option<CorpusWriter>, StoreError> {
+        if !self.scope.reaches(name) {
+            return Ok(None);
+        }
+        if let Some(corpus) = self.corpus_get(name).await? {
+            return Ok(Some(CorpusWriter { corpus }));
+        }
+        let postgres = self.postgres();
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "insert into namespace (tenant_id, namespace_id, name, model_id, created_at)
+             values ($1, $2, $3, $4, $5) on conflict (tenant_id, name) do nothing",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(postgres.ids.uuid())
+        .bind(name.as_str())
+        .bind(postgres.model.as_str())
+        .bind(postgres.clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("namespace.create"))?;
+        tx.commit().await?;
+        Ok(self.corpus_get(name).await?.map(|corpus| CorpusWriter { corpus }))
+    }
+
+    /// Opens a namespace for writing by its identity, as a job knows it.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_writer(&self, namespace: NamespaceId) -> Result<Option<CorpusWriter>, StoreError> {
+        Ok(self.corpus_get_by_id(namespace).await?.map(|corpus| CorpusWriter { corpus }))
+    }
+
+    /// Deletes a namespace with all that it holds. The name can be used again and meets nothing old.
+    /// `false` when there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; then nothing was deleted, or everything in the database was and only
+    /// files remain, which the next deletion of the same tenant or `verify` removes.
+    pub async fn namespace_delete(&self, name: &NamespaceName) -> Result<bool, StoreError> {
+        let Some(corpus) = self.corpus_get(name).await? else { return Ok(false) };
+        let tenant = self.scope.tenant();
+        let namespace = corpus.partition.namespace();
+        let mut tx = self.begin().await?;
+        for statement in PURGE_NAMESPACE {
+            sqlx::query(statement)
+                .bind(tenant.0)
+                .bind(namespace.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("namespace.delete"))?;
+        }
+        tx.commit().await?;
+        let inner = &self.stores.inner;
+        inner.vectors.remove(&corpus.partition).await?;
+        inner.uploads.remove_all(tenant, Some(namespace)).await?;
+        Ok(true)
+    }
+
+    /// Deletes everything that a deleted tenant owns, files included, and counts the rows.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; to be called again.
+    pub async fn tenant_purge(&self) -> Result<u64, StoreError> {
+        let tenant = self.scope.tenant();
+        let mut tx = self.begin().await?;
+        let namespaces: Vec<(Uuid, String)> =
+            sqlx::query_as("select namespace_id, model_id from namespace where tenant_id = $1")
+                .bind(tenant.0)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed("tenant.purge"))?;
+        let mut rows = 0;
+        for statement in PURGE_TENANT {
+            let done = sqlx::query(statement).bind(tenant.0).execute(&mut *tx).await;
+            rows += done.map_err(failed("tenant.purge"))?.rows_affected();
+        }
+        tx.commit().await?;
+        let inner = &self.stores.inner;
+        for (namespace, model) in namespaces {
+            let model = ModelId::parse(&model).map_err(|error| {
+                StoreError::new(ErrorKind::Internal, "postgres", "tenant.purge", error.to_string())
+            })?;
+            inner.vectors.remove(&Partition::new(tenant, NamespaceId(namespace), model)).await?;
+        }
+        inner.uploads.remove_all(tenant, None).await?;
+        Ok(rows)
+    }
+}
+
+/// Everything of a namespace; its own row last, whose lock orders this after running commits.
+const PURGE_NAMESPACE: [&str; 11] = [
+    "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2",
+    "delete from job where tenant_id = $1 and namespace_id = $2",
+    "delete from idempotency where tenant_id = $1 and namespace_id = $2",
+    "delete from chunk_mention where tenant_id = $1 and namespace_id = $2",
+    "delete from chunk_embedding where tenant_id = $1 and namespace_id = $2",
+    "delete from chunk where tenant_id = $1 and namespace_id = $2",
+    "delete from document_version where tenant_id = $1 and namespace_id = $2",
+    "delete from document where tenant_id = $1 and namespace_id = $2",
+    "delete from term_frequency where tenant_id = $1 and namespace_id = $2",
+    "with o as (delete from outbox where tenant_id = $1 and namespace_id = $2)
+     delete from consumer where tenant_id = $1 and namespace_id = $2",
+    "delete from namespace where tenant_id = $1 and namespace_id = $2",
+];
+
+/// Everything of a tenant but its audit log and the job that deletes it.
+const PURGE_TENANT: [&str; 11] = [
+    "delete from job where tenant_id = $1 and kind <> 'purge_tenant'",
+    "delete from idempotency where tenant_id = $1",
+    "delete from chunk_mention where tenant_id = $1",
+    "delete from chunk_embedding where tenant_id = $1",
+    "delete from chunk where tenant_id = $1",
+    "delete from document_version where tenant_id = $1",
+    "delete from document where tenant_id = $1",
+    "delete from term_frequency where tenant_id = $1",
+    "delete from outbox where tenant_id = $1",
+    "delete from consumer where tenant_id = $1",
+    "delete from namespace where tenant_id = $1",
+];

@@ -1,0 +1,137 @@
+//! Connection pools, one for each kind of work, so that one cannot starve another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::sync::Semaphore;
+
+use crate::domain::ids::TenantId;
+
+/// Sizes and waits of the pools.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSettings {
+    /// Connections for queries.
+    pub query_connections: u32,
+    /// Connections for ingestion and projection.
+    pub ingest_connections: u32,
+    /// Of the query connections, how many one tenant may hold at once.
+    pub tenant_query_connections: u32,
+    /// Of the ingestion connections, how many one tenant may hold at once.
+    pub tenant_ingest_connections: u32,
+    /// How long to wait for a connection, milliseconds; then 503.
+    pub acquire_timeout_ms: u64,
+}
+
+/// Addresses of the database, one for each role.
+#[derive(Debug, Clone)]
+pub struct RoleAddresses {
+    /// Migrations and partitions; no connection stays open.
+    pub owner: PgConnectOptions,
+    /// Tenant data, under row-level security.
+    pub app: PgConnectOptions,
+    /// Credential columns only.
+    pub auth: PgConnectOptions,
+    /// Heads of jobs and outbox only.
+    pub dispatch: PgConnectOptions,
+    /// Tenants and keys.
+    pub control: PgConnectOptions,
+}
+
+/// What a transaction is for, which decides its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Lane {
+    /// Somebody waits for the answer.
+    Query,
+    /// Ingestion, projection, purges.
+    Ingest,
+}
+
+/// A pool of tenant connections with a cap for each tenant.
+#[derive(Clone)]
+pub(in crate::store) struct TenantPool {
+    pub(super) pool: PgPool,
+    pub(super) wait: Duration,
+    shares: Cache<TenantId, Arc<Semaphore>>,
+    share: usize,
+}
+
+impl TenantPool {
+    fn new(options: PgConnectOptions, connections: u32, share: u32, wait: Duration) -> Self {
+        Self {
+            pool: pool(options, connections, wait),
+            wait,
+            shares: Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_secs(600)).build(),
+            share: usize::try_from(share).unwrap_or(1).max(1),
+        }
+    }
+
+    /// The tenant's share of the pool.
+    pub(super) fn share_of(&self, tenant: TenantId) -> Arc<Semaphore> {
+        self.shares.get_with(tenant, || Arc::new(Semaphore::new(self.share)))
+    }
+}
+
+/// All pools of a server.
+#[derive(Clone)]
+pub(in crate::store) struct Pools {
+    pub(super) query: TenantPool,
+    pub(super) ingest: TenantPool,
+    pub(super) auth: PgPool,
+    pub(super) dispatch: PgPool,
+    pub(super) control: PgPool,
+}
+
+impl Pools {
+    pub(in crate::store) fn new(addresses: &RoleAddresses, settings: &PoolSettings) -> Self {
+        let wait = Duration::from_millis(settings.acquire_timeout_ms);
+        let app = addresses.app.clone();
+        Self {
+            query: TenantPool::new(
+                app.clone(),
+                settings.query_connections,
+                settings.tenant_query_connections,
+                wait,
+            ),
+            ingest: TenantPool::new(
+                app,
+                settings.ingest_connections,
+                settings.tenant_ingest_connections,
+                Duration::from_secs(30),
+            ),
+            auth: pool(addresses.auth.clone(), 3, wait),
+            dispatch: pool(addresses.dispatch.clone(), 2, Duration::from_secs(10)),
+            control: pool(addresses.control.clone(), 3, Duration::from_secs(10)),
+        }
+    }
+
+    pub(in crate::store) async fn close(&self) {
+        futures::future::join_all(
+            [&self.query.pool, &self.ingest.pool, &self.auth, &self.dispatch, &self.control]
+                .map(sqlx::Pool::close),
+        )
+        .await;
+    }
+}
+
+/// A lazy pool whose connections are clean when they go back: one that is still inside a transaction,
+/// or that cannot tell, is closed instead.
+fn pool(options: PgConnectOptions, connections: u32, wait: Duration) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(wait)
+        .idle_timeout(Duration::from_secs(300))
+        .test_before_acquire(false)
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let clean = sqlx::query_scalar::<_, bool>(
+                    "select coalesce(current_setting('bulkhead.tenant', true), '') = ''",
+                );
+                clean.fetch_one(connection).await
+            })
+        })
+        .connect_lazy_with(options.statement_cache_capacity(256))
+}

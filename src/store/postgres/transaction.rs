@@ -1,0 +1,71 @@
+//! The one constructor of a transaction on tenant data.
+//!
+//! **Invariant:** a statement on tenant data runs only inside a transaction whose tenant was set with it.
+//! **Invariant:** a cancelled caller never leaves a transaction open on a connection that goes back.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::error::failed;
+use super::pools::TenantPool;
+use crate::domain::ids::TenantId;
+use crate::store::error::{ErrorKind, StoreError};
+
+/// A transaction in which row-level security shows one tenant. Dropped without [`TenantTransaction::commit`],
+/// it is rolled back.
+pub(in crate::store) struct TenantTransaction {
+    inner: Transaction<'static, Postgres>,
+    _share: OwnedSemaphorePermit,
+}
+
+impl TenantTransaction {
+    /// Begins, and sets tenant and application name in the same round trip.
+    ///
+    /// Runs in a task of its own: a caller who goes away cannot interrupt between `begin` and the driver's
+    /// own book-keeping, which would hand the connection back inside an open transaction.
+    pub(in crate::store) async fn begin(pool: &TenantPool, tenant: TenantId) -> Result<Self, StoreError> {
+        const OPERATION: &str = "transaction.begin";
+        let busy =
+            || StoreError::new(ErrorKind::Unavailable, "postgres", OPERATION, "the tenant's share is in use");
+        let share = tokio::time::timeout(pool.wait, pool.share_of(tenant).acquire_owned())
+            .await
+            .map_err(|_| busy())?
+            .map_err(|_| busy())?;
+        let pool = pool.pool.clone();
+        // A uuid has no character that could end the literal.
+        let begin = format!(
+            "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
+             set_config('application_name', 'bulkhead {tenant}', true)"
+        );
+        let begun = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+        let inner = begun
+            .await
+            .map_err(|error| {
+                StoreError::new(ErrorKind::Internal, "postgres", OPERATION, "the task died")
+                    .with_source(error)
+            })?
+            .map_err(failed(OPERATION))?;
+        Ok(Self { inner, _share: share })
+    }
+
+    /// Commits.
+    pub(in crate::store) async fn commit(self) -> Result<(), StoreError> {
+        self.inner.commit().await.map_err(failed("transaction.commit"))
+    }
+}
+
+impl Deref for TenantTransaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for TenantTransaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
