@@ -12,5 +12,6 @@
 //! ```
 
 pub mod domain;
+pub mod inference;
 pub mod store;
 pub mod tenancy;

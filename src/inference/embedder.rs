@@ -1,0 +1,380 @@
+//! Two sessions of the embedding model: one for questions, one for documents on threads of low priority.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use fastembed::TextEmbedding;
+use parking_lot::{Condvar, Mutex};
+use thread_priority::{ThreadPriority, ThreadPriorityValue, set_current_thread_priority};
+use tokenizers::Tokenizer;
+use tokio::sync::oneshot;
+
+use super::fair_queue::FairQueue;
+use super::fastembed_model::{ModelFiles, named};
+use super::hashing;
+use crate::domain::ids::{ModelId, TenantId};
+
+/// Which model, and how it runs.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingSettings {
+    /// `all-MiniLM-L6-v2` from `model_dir`, `hashing`, or a name that fastembed knows and fetches.
+    pub model: String,
+    /// Folder of the models that were set up.
+    pub model_dir: PathBuf,
+    /// Folder for models that fastembed fetches.
+    pub cache_dir: PathBuf,
+    /// ONNX Runtime's library.
+    pub onnxruntime: PathBuf,
+    /// Longest text in tokens, special ones included.
+    pub max_tokens: usize,
+    /// Sequences in a run, at most.
+    pub batch: usize,
+    /// Threads of a session; 0: one for each processor.
+    pub threads: usize,
+    /// Whether a session's threads spin while they wait: faster alone, slower beside others.
+    pub spinning: bool,
+    /// Questions and batches that may wait before callers are refused.
+    pub queue: usize,
+}
+
+/// Why there is no vector.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedderError {
+    /// A model's file cannot be read.
+    #[error("cannot read {path}; `make setup` brings it: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// fastembed knows no such model.
+    #[error("no model of this name is known: {0}")]
+    Unknown(String),
+    /// ONNX Runtime cannot be loaded.
+    #[error("ONNX Runtime cannot be loaded: {0}")]
+    Runtime(String),
+    /// The model failed.
+    #[error("the embedding model failed: {0}")]
+    Model(String),
+    /// More waits than may wait.
+    #[error("too much waits for the embedding model")]
+    Busy,
+    /// The model's thread has ended.
+    #[error("the embedding model has stopped")]
+    Stopped,
+}
+
+/// What is known of the model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity: a hash of weights, tokenizer, pooling and maximum length.
+    pub id: ModelId,
+    /// Length of its vectors.
+    pub dimension: usize,
+    /// Longest text in tokens, special ones included.
+    pub max_tokens: usize,
+}
+
+/// The embedding model. Vectors have unit length.
+#[derive(Clone)]
+pub struct Embedder {
+    info: Arc<ModelInfo>,
+    tokenizer: Arc<Tokenizer>,
+    questions: Lane,
+    documents: Lane,
+    batch: usize,
+}
+
+impl Embedder {
+    /// Loads the model twice and starts its threads. Blocks for about a second.
+    ///
+    /// # Errors
+    /// [`EmbedderError::File`], `Unknown`, `Runtime` or `Model`, each naming what to do.
+    pub fn load(settings: &EmbeddingSettings) -> Result<Self, EmbedderError> {
+        let source = Source::open(settings)?;
+        let threads = match settings.threads {
+            0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        let questions = Lane::start("embed-questions", &source, settings, threads, false)?;
+        let documents = Lane::start("embed-documents", &source, settings, threads, true)?;
+        let mut tokenizer = source.tokenizer()?;
+        tokenizer.with_padding(None);
+        let truncated = tokenizer.with_truncation(None);
+        truncated.map_err(|error| EmbedderError::Model(error.to_string()))?;
+        let info = ModelInfo {
+            name: settings.model.clone(),
+            id: ModelId::parse(&source.identity(settings))
+                .map_err(|error| EmbedderError::Model(error.to_string()))?,
+            dimension: questions.dimension,
+            max_tokens: settings.max_tokens,
+        };
+        Ok(Self {
+            info: Arc::new(info),
+            tokenizer: Arc::new(tokenizer),
+            questions,
+            documents,
+            batch: settings.batch.max(1),
+        })
+    }
+
+    /// What is known of the model.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The model's own tokenizer, neither truncating nor padding.
+    #[must_use]
+    pub fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
+    }
+
+    /// The vectors of a question or of a few sentences, while somebody waits. `[texts][dimension]`
+    ///
+    /// # Errors
+    /// [`EmbedderError::Busy`], `Model` or `Stopped`.
+    pub async fn embed_question(
+        &self,
+        tenant: TenantId,
+        texts: Vec<String>,
+    ) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        self.questions.run(tenant, texts).await
+    }
+
+    /// The vectors of a document's chunks, in batches that take turns with other tenants'. `[texts][dimension]`
+    ///
+    /// Texts of like length go together, since a batch is padded to its longest.
+    ///
+    /// # Errors
+    /// [`EmbedderError::Model`] or `Stopped`.
+    pub async fn embed_documents(
+        &self,
+        tenant: TenantId,
+        texts: Vec<String>,
+    ) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|at| texts[*at].len());
+        let mut texts: Vec<Option<String>> = texts.into_iter().map(Some).collect();
+        let mut vectors = vec![Vec::new(); texts.len()];
+        let mut running = Vec::new();
+        for places in order.chunks(self.batch) {
+            let batch = places.iter().filter_map(|at| texts[*at].take()).collect();
+            running.push((places, self.documents.submit(tenant, batch)));
+        }
+        for (places, reply) in running {
+            let batch = reply.await.map_err(|_| EmbedderError::Stopped)??;
+            for (at, vector) in std::iter::zip(places, batch) {
+                vectors[*at] = vector;
+            }
+        }
+        Ok(vectors)
+    }
+}
+
+/// Where a model comes from.
+enum Source {
+    Folder(ModelFiles),
+    Named(String),
+    Hashing(ModelFiles),
+}
+
+impl Source {
+    fn open(settings: &EmbeddingSettings) -> Result<Self, EmbedderError> {
+        let folder = settings.model_dir.join(&settings.model);
+        if settings.model == "hashing" {
+            // The chunker still wants a tokenizer.
+            return Ok(Self::Hashing(ModelFiles::read(&settings.model_dir.join("all-MiniLM-L6-v2"))?));
+        }
+        load_runtime(&settings.onnxruntime)?;
+        if folder.join("model.onnx").exists() || settings.model == "all-MiniLM-L6-v2" {
+            Ok(Self::Folder(ModelFiles::read(&folder)?))
+        } else {
+            Ok(Self::Named(settings.model.clone()))
+        }
+    }
+
+    fn identity(&self, settings: &EmbeddingSettings) -> String {
+        match self {
+            Self::Folder(files) => files.identity(settings.max_tokens),
+            Self::Hashing(_) => hashing::identity(),
+            Self::Named(name) => {
+                use sha2::Digest;
+                let text = format!("{name} {}", settings.max_tokens);
+                hex::encode(&sha2::Sha256::digest(text.as_bytes())[..8])
+            }
+        }
+    }
+
+    fn session(&self, settings: &EmbeddingSettings, threads: usize) -> Result<Model, EmbedderError> {
+        Ok(match self {
+            Self::Folder(files) => Model::Onnx(Box::new(files.session(settings, threads)?)),
+            Self::Named(name) => Model::Onnx(Box::new(named(name, settings, threads)?)),
+            Self::Hashing(_) => Model::Hashing,
+        })
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, EmbedderError> {
+        match self {
+            Self::Folder(files) | Self::Hashing(files) => Tokenizer::from_bytes(files.tokenizer())
+                .map_err(|error| EmbedderError::Model(error.to_string())),
+            Self::Named(name) => Err(EmbedderError::Unknown(name.clone())),
+        }
+    }
+}
+
+/// ONNX Runtime is loaded once for the process.
+fn load_runtime(library: &Path) -> Result<(), EmbedderError> {
+    static LOADED: Mutex<bool> = Mutex::new(false);
+    let mut loaded = LOADED.lock();
+    if !*loaded {
+        if !library.exists() {
+            return Err(EmbedderError::Runtime(format!(
+                "{} is missing; run `make setup`",
+                library.display()
+            )));
+        }
+        // Loading is what is wanted; each session makes its environment with its own defaults.
+        drop(ort::init_from(library).map_err(|error| EmbedderError::Runtime(error.to_string()))?);
+        *loaded = true;
+    }
+    Ok(())
+}
+
+enum Model {
+    Onnx(Box<TextEmbedding>),
+    Hashing,
+}
+
+impl Model {
+    fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        match self {
+            Self::Onnx(model) => model
+                .embed(texts, Some(texts.len().max(1)))
+                .map_err(|error| EmbedderError::Model(error.to_string())),
+            Self::Hashing => Ok(texts.iter().map(|text| hashing::embed(text)).collect()),
+        }
+    }
+}
+
+type Reply = Result<Vec<Vec<f32>>, EmbedderError>;
+
+struct Batch {
+    texts: Vec<String>,
+    reply: oneshot::Sender<Reply>,
+}
+
+struct Waiting {
+    queue: FairQueue<TenantId, Batch>,
+    count: usize,
+    closed: bool,
+}
+
+/// One session on a thread of its own, fed in turns by tenants.
+#[derive(Clone)]
+struct Lane {
+    shared: Arc<(Mutex<Waiting>, Condvar)>,
+    dimension: usize,
+    bound: usize,
+    _stop: Arc<StopOnDrop>,
+}
+
+/// Ends the lane's thread when its last handle goes.
+struct StopOnDrop(Arc<(Mutex<Waiting>, Condvar)>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.0.lock().closed = true;
+        self.0.1.notify_all();
+    }
+}
+
+impl Lane {
+    fn start(
+        name: &str,
+        source: &Source,
+        settings: &EmbeddingSettings,
+        threads: usize,
+        background: bool,
+    ) -> Result<Self, EmbedderError> {
+        let waiting = Waiting { queue: FairQueue::new(8 * 1024), count: 0, closed: false };
+        let shared = Arc::new((Mutex::new(waiting), Condvar::new()));
+        let lane = Arc::clone(&shared);
+        // The session is made inside a thread of low priority so that its own threads inherit that.
+        let made = thread::scope(|scope| {
+            let make = move || {
+                if background {
+                    lower_priority();
+                }
+                source.session(settings, threads)
+            };
+            scope.spawn(make).join()
+        });
+        let mut model = made.map_err(|_| EmbedderError::Model("it panicked while loading".to_owned()))??;
+        let dimension = model.embed(&["dimension".to_owned()])?.first().map_or(0, Vec::len);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                if background {
+                    lower_priority();
+                }
+                serve(&lane, &mut model);
+            })
+            .map_err(|error| EmbedderError::Model(error.to_string()))?;
+        let stop = Arc::new(StopOnDrop(Arc::clone(&shared)));
+        Ok(Self { shared, dimension, bound: settings.queue, _stop: stop })
+    }
+
+    async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Reply {
+        if self.shared.0.lock().count >= self.bound {
+            return Err(EmbedderError::Busy);
+        }
+        self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)?
+    }
+
+    fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Reply> {
+        let (reply, receiver) = oneshot::channel();
+        let cost: usize = texts.iter().map(String::len).sum();
+        let mut waiting = self.shared.0.lock();
+        if !waiting.closed {
+            waiting.count += 1;
+            waiting.queue.push(tenant, cost as u64, Batch { texts, reply });
+            self.shared.1.notify_one();
+        }
+        receiver
+    }
+}
+
+fn lower_priority() {
+    if let Ok(value) = ThreadPriorityValue::try_from(5_u8) {
+        // A machine that refuses is a slower machine, not a broken one.
+        let _ = set_current_thread_priority(ThreadPriority::Crossplatform(value));
+    }
+}
+
+fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model) {
+    loop {
+        let batch = {
+            let mut waiting = shared.0.lock();
+            loop {
+                if let Some(batch) = waiting.queue.pop() {
+                    waiting.count -= 1;
+                    break batch;
+                }
+                if waiting.closed {
+                    return;
+                }
+                shared.1.wait(&mut waiting);
+            }
+        };
+        // Whoever asked may have gone.
+        if !batch.reply.is_closed() {
+            let _ = batch.reply.send(model.embed(&batch.texts));
+        }
+    }
+}

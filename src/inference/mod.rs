@@ -1,0 +1,12 @@
+//! Models: embedding, and the language model where one is configured.
+//!
+//! **Invariant:** a batch holds texts of one tenant only, and results go back on the caller's own channel.
+
+mod embedder;
+mod fair_queue;
+mod fastembed_model;
+mod hashing;
+mod language_model;
+
+pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo};
+pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
