@@ -5,17 +5,23 @@
 //! **Invariant:** every statement on tenant data names the tenant beside the policy that enforces it.
 //! **Invariant:** no statement per row: lists go in and out as arrays.
 
+pub mod bootstrap;
 pub mod chunks;
 pub mod control;
 pub mod directory;
 pub mod documents;
 mod error;
+mod identifiers;
 pub mod ingest;
 pub mod jobs;
 pub mod migrate;
 pub mod namespaces;
 pub(in crate::store) mod pools;
 pub mod projection;
+pub mod roles;
+mod scram;
+pub mod secrets;
+pub mod server;
 pub(in crate::store) mod transaction;
 
 use std::sync::Arc;

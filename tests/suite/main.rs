@@ -1,0 +1,5 @@
+//! The integration tests, in one binary so that the crate is linked once.
+
+mod database_roles;
+mod place;
+mod private_postgres;
