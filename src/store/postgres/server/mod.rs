@@ -44,6 +44,7 @@ pub use error::ServerError;
 pub use lock::{DataLock, LockError};
 pub use settings::ServerSettings;
 
+use super::RoleAddresses;
 use super::bootstrap::{self, Bootstrapped, ForeignSecrets};
 use super::roles::Role;
 use super::secrets::{self, Entropy, RoleSecrets};
@@ -150,10 +151,23 @@ impl PrivateServer {
         Ok(Self { layout, secrets, superuser, pid, adopted, state, stop, watch, _lock: lock.clone() })
     }
 
-    /// The address of a role's connection to `database`.
+    /// The address of a role's connection to `database`. It holds the role's secret, which its `Debug`
+    /// form shows: never log it.
     #[must_use]
     pub fn address(&self, role: Role, database: &str) -> PgConnectOptions {
         connect_options(&self.layout, role.name(), self.secrets.of(role), database)
+    }
+
+    /// The addresses that the pools and the migrations use.
+    #[must_use]
+    pub fn addresses(&self, database: &str) -> RoleAddresses {
+        RoleAddresses {
+            owner: self.address(Role::Owner, database),
+            app: self.address(Role::App, database),
+            auth: self.address(Role::Auth, database),
+            dispatch: self.address(Role::Dispatch, database),
+            control: self.address(Role::Control, database),
+        }
     }
 
     /// The address of the superuser, connected to the maintenance database. For [`Self::bootstrap`].
