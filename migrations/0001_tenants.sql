@@ -38,22 +38,24 @@ create table operator_key (
     revoked_at timestamptz
 );
 
--- Events of the whole deployment have the nil uuid for a tenant.
+-- Events of the whole deployment have the nil uuid for a tenant. body is the event's canonical text, kept as it
+-- was hashed; a jsonb value would not give it back.
 create table audit_event (
     tenant_id uuid not null,
     node      text not null,
     number    bigint not null,
     at        timestamptz not null,
-    kind      text not null,
-    body      jsonb not null,
-    previous  bytea not null,
-    hash      bytea not null,
+    kind      text not null check (kind in ('admin', 'refusal', 'alarm', 'query', 'write')),
+    body      text not null,
+    previous  bytea not null check (length(previous) = 32),
+    hash      bytea not null check (length(hash) = 32),
     primary key (tenant_id, node, number)
 );
+create index audit_event_time on audit_event (tenant_id, at, node, number);
 create table audit_head (
     tenant_id uuid not null,
     node      text not null,
     number    bigint not null,
-    hash      bytea not null,
+    hash      bytea not null check (length(hash) = 32),
     primary key (tenant_id, node)
-);
+) with (fillfactor = 50);

@@ -31,6 +31,14 @@ begin
     end loop;
 end $$;
 
+-- The deployment's own events are `control`'s alone.
+create policy not_deployment on audit_event as restrictive to bulkhead_app
+    using (tenant_id <> '00000000-0000-0000-0000-000000000000')
+    with check (tenant_id <> '00000000-0000-0000-0000-000000000000');
+create policy not_deployment on audit_head as restrictive to bulkhead_app
+    using (tenant_id <> '00000000-0000-0000-0000-000000000000')
+    with check (tenant_id <> '00000000-0000-0000-0000-000000000000');
+
 create policy heads_select on job for select to bulkhead_dispatch using (true);
 create policy heads_update on job for update to bulkhead_dispatch using (true) with check (true);
 create policy heads_select on namespace for select to bulkhead_dispatch using (true);

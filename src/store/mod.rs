@@ -3,6 +3,7 @@
 //! **Invariant:** no getter for a pool or client; a call without a partition or a permit does not compile.
 //! **Invariant:** indexes hold ids, never text.
 
+pub mod audit;
 pub mod error;
 pub mod handles;
 pub mod partition;
@@ -10,6 +11,7 @@ pub mod postgres;
 pub mod uploads;
 pub mod vector;
 
+pub use audit::{Audit, AuditLog, AuditSettings};
 pub use error::{ErrorKind, StoreError};
 pub use handles::{Corpus, CorpusWriter, Stores, TenantReader, TenantWriter};
 pub use partition::Partition;

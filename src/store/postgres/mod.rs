@@ -5,6 +5,7 @@
 //! **Invariant:** every statement on tenant data names the tenant beside the policy that enforces it.
 //! **Invariant:** no statement per row: lists go in and out as arrays.
 
+pub mod audit;
 pub mod bootstrap;
 pub mod chunks;
 pub mod control;
@@ -64,6 +65,8 @@ impl Postgres {
         let pool = match lane {
             Lane::Query => &self.pools.query,
             Lane::Ingest => &self.pools.ingest,
+            Lane::Audit => &self.pools.audit,
+            Lane::Deployment => &self.pools.deployment,
         };
         TenantTransaction::begin(pool, tenant).await
     }

@@ -41,6 +41,9 @@ pub struct RoleAddresses {
     pub control: PgConnectOptions,
 }
 
+/// Connections for the audit log: one writer of two chains at a time, or a reader beside it.
+const AUDIT_CONNECTIONS: u32 = 2;
+
 /// What a transaction is for, which decides its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Lane {
@@ -48,6 +51,10 @@ pub(in crate::store) enum Lane {
     Query,
     /// Ingestion, projection, purges.
     Ingest,
+    /// A tenant's audit log, which must not wait behind any of them.
+    Audit,
+    /// The deployment's audit log.
+    Deployment,
 }
 
 /// A pool of tenant connections with a cap for each tenant.
@@ -61,8 +68,12 @@ pub(in crate::store) struct TenantPool {
 
 impl TenantPool {
     fn new(options: PgConnectOptions, connections: u32, share: u32, wait: Duration) -> Self {
+        Self::over(pool(options, connections, wait), share, wait)
+    }
+
+    fn over(pool: PgPool, share: u32, wait: Duration) -> Self {
         Self {
-            pool: pool(options, connections, wait),
+            pool,
             wait,
             shares: Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_secs(600)).build(),
             share: usize::try_from(share).unwrap_or(1).max(1),
@@ -80,6 +91,8 @@ impl TenantPool {
 pub(in crate::store) struct Pools {
     pub(super) query: TenantPool,
     pub(super) ingest: TenantPool,
+    pub(super) audit: TenantPool,
+    pub(super) deployment: TenantPool,
     pub(super) auth: PgPool,
     pub(super) dispatch: PgPool,
     pub(super) control: PgPool,
@@ -89,7 +102,10 @@ impl Pools {
     pub(in crate::store) fn new(addresses: &RoleAddresses, settings: &PoolSettings) -> Self {
         let wait = Duration::from_millis(settings.acquire_timeout_ms);
         let app = addresses.app.clone();
+        let control = pool(addresses.control.clone(), 3, Duration::from_secs(10));
         Self {
+            audit: TenantPool::new(app.clone(), AUDIT_CONNECTIONS, AUDIT_CONNECTIONS, wait),
+            deployment: TenantPool::over(control.clone(), 1, Duration::from_secs(10)),
             query: TenantPool::new(
                 app.clone(),
                 settings.query_connections,
@@ -104,14 +120,21 @@ impl Pools {
             ),
             auth: pool(addresses.auth.clone(), 3, wait),
             dispatch: pool(addresses.dispatch.clone(), 2, Duration::from_secs(10)),
-            control: pool(addresses.control.clone(), 3, Duration::from_secs(10)),
+            control,
         }
     }
 
     pub(in crate::store) async fn close(&self) {
         futures::future::join_all(
-            [&self.query.pool, &self.ingest.pool, &self.auth, &self.dispatch, &self.control]
-                .map(sqlx::Pool::close),
+            [
+                &self.query.pool,
+                &self.ingest.pool,
+                &self.audit.pool,
+                &self.auth,
+                &self.dispatch,
+                &self.control,
+            ]
+            .map(sqlx::Pool::close),
         )
         .await;
     }

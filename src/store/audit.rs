@@ -1,0 +1,329 @@
+//! The audit log: who may write and read it, and the trait of what keeps it.
+//!
+//! Two ways in. Administrative actions, refusals by identity and alarms are in the log before the caller goes
+//! on; queries and writes are queued and follow within [`AuditSettings::flush_ms`]. One task writes both, so
+//! that callers who wait together share one commit and no two writers of a server queue for a chain's head.
+//!
+//! **Invariant:** the tenant and the principal of an event come from a scope or a refusal, never from the caller's words.
+//! **Invariant:** a tenant's log is read only with its own administrator's permit, the deployment's only by an operator.
+
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::{ErrorKind, StoreError};
+use crate::domain::audit::{AuditCursor, AuditEntry, AuditEvent, AuditRecord, ChainReport};
+use crate::domain::clock::Clock;
+use crate::domain::ids::TenantId;
+use crate::tenancy::{Administer, OperatorScope, Permit, Principal, TenantScope};
+use writer::{Message, Writer};
+
+const OPERATION: &str = "audit.record";
+
+/// What keeps the audit log: one chain for each tenant and server, and one for each server's own events.
+///
+/// Order: the events of one call follow one another in the chain, after those of every call that returned.
+/// Visibility: what `append` returned for is found by the next `page`, and survives a crash.
+/// Isolation: a page or report of one tenant never holds an event of another.
+#[async_trait]
+pub trait AuditLog: Send + Sync {
+    /// The back end's name, for logs.
+    fn name(&self) -> &'static str;
+
+    /// Appends events to one chain, in order; `None` is the deployment's own. The events' own tenants are
+    /// the same.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout` or `Conflict`; then either all of the events were written or none.
+    async fn append(&self, tenant: Option<TenantId>, events: &[AuditEvent]) -> Result<(), StoreError>;
+
+    /// A page of one tenant's events over all servers, newest first, after the one where a page ended.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, or `Damaged` when an event cannot be read.
+    async fn page(
+        &self,
+        tenant: Option<TenantId>,
+        after: Option<&AuditCursor>,
+        limit: i64,
+    ) -> Result<Vec<AuditRecord>, StoreError>;
+
+    /// Examines each of a tenant's chains, by server: is everything there, in its place and as it was written.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`. A damaged log is a report, not an error.
+    async fn verify(&self, tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError>;
+}
+
+/// Bounds and times of the audit log.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSettings {
+    /// Events that wait to be written.
+    pub queue: usize,
+    /// Events written at once.
+    pub batch: usize,
+    /// How long a queued event waits for others, milliseconds.
+    pub flush_ms: u64,
+    /// How long a query or write waits for a place in the queue, milliseconds; then its event is lost and counted.
+    pub queue_wait_ms: u64,
+    /// How long an administrative action waits for its event to be written, milliseconds; then it is answered 503.
+    pub write_wait_ms: u64,
+    /// How often a batch is tried before its events are lost and counted.
+    pub attempts: u32,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { queue: 4096, batch: 500, flush_ms: 200, queue_wait_ms: 250, write_wait_ms: 5000, attempts: 8 }
+    }
+}
+
+/// How the log fares, for metrics and health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AuditCounts {
+    /// Events written since the start.
+    pub written: u64,
+    /// Events lost since the start: the queue was full or the log away for too long.
+    pub lost: u64,
+    /// Events that wait.
+    pub waiting: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    written: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// The audit log of a server. Clones are cheap and write to the same log.
+#[derive(Clone)]
+pub struct Audit {
+    log: Arc<dyn AuditLog>,
+    clock: Arc<dyn Clock>,
+    digest: Hmac<Sha256>,
+    sender: mpsc::Sender<Message>,
+    counters: Arc<Counters>,
+    settings: Arc<AuditSettings>,
+}
+
+impl std::fmt::Debug for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Audit").field("log", &self.log.name()).finish_non_exhaustive()
+    }
+}
+
+impl Audit {
+    /// Starts the task that writes. It ends, having written what was queued, when the last clone is gone.
+    ///
+    /// `key` is a secret of the deployment; query texts are hashed with it.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn start(
+        log: Arc<dyn AuditLog>,
+        settings: AuditSettings,
+        clock: Arc<dyn Clock>,
+        key: &[u8; 32],
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(settings.queue.max(1));
+        let counters = Arc::new(Counters::default());
+        let settings = Arc::new(settings);
+        let writer = Writer {
+            log: Arc::clone(&log),
+            receiver,
+            counters: Arc::clone(&counters),
+            settings: Arc::clone(&settings),
+        };
+        tokio::spawn(writer.run());
+        let digest = Hmac::new_from_slice(key).expect("HMAC takes a key of any length");
+        Self { log, clock, digest, sender, counters, settings }
+    }
+
+    /// The keyed hash by which the log names a query's text. The same text of two tenants has two hashes.
+    #[must_use]
+    pub fn query_hash(&self, scope: &TenantScope, text: &str) -> [u8; 32] {
+        let mut digest = self.digest.clone();
+        digest.update(scope.tenant().0.as_bytes());
+        digest.update(text.as_bytes());
+        digest.finalize().into_bytes().into()
+    }
+
+    /// Queues an event of a tenant: queries and writes. When there is no room in time the event is lost,
+    /// which is counted and logged; the request goes on.
+    pub async fn record(&self, scope: &TenantScope, entry: AuditEntry) {
+        let event = self.event(Some(scope.tenant()), scope.principal().as_str(), entry);
+        let wait = Duration::from_millis(self.settings.queue_wait_ms);
+        if self.sender.send_timeout(Message::Event(Box::new(event), None), wait).await.is_err() {
+            self.counters.lost.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(backend = self.log.name(), "an audit event was lost: the queue is full");
+        }
+    }
+
+    /// Writes an event of a tenant before it returns: what a tenant's administrator does.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; the action is not to be answered as done. After `Timeout` the event may
+    /// be written nevertheless.
+    pub async fn record_now(&self, scope: &TenantScope, entry: AuditEntry) -> Result<(), StoreError> {
+        self.write(vec![self.event(Some(scope.tenant()), scope.principal().as_str(), entry)]).await
+    }
+
+    /// Writes what an operator does, into the deployment's log and into that of the tenant that it is done to.
+    ///
+    /// # Errors
+    /// As [`Audit::record_now`].
+    pub async fn record_operator(
+        &self,
+        operator: &OperatorScope,
+        tenant: Option<TenantId>,
+        entry: AuditEntry,
+    ) -> Result<(), StoreError> {
+        let principal = operator.principal().as_str();
+        let entry = match tenant {
+            Some(tenant) if entry.asked_for.is_empty() => entry.asking_for([tenant.to_string()]),
+            _ => entry,
+        };
+        let mut events = vec![self.event(None, principal, entry.clone())];
+        events.extend(tenant.map(|tenant| self.event(Some(tenant), principal, entry)));
+        self.write(events).await
+    }
+
+    /// Writes a refusal by identity into the log of the verified credential's tenant; without one into
+    /// the deployment's.
+    ///
+    /// # Errors
+    /// As [`Audit::record_now`]. The request stays refused.
+    pub async fn record_refusal(
+        &self,
+        principal: Option<&Principal>,
+        tenant: Option<TenantId>,
+        entry: AuditEntry,
+    ) -> Result<(), StoreError> {
+        let principal = principal.map_or("anonymous", Principal::as_str);
+        self.write(vec![self.event(tenant, principal, entry)]).await
+    }
+
+    /// Writes an alarm: into the deployment's log with all that is known, into the caller's own without
+    /// identifiers, which may be a neighbour's.
+    ///
+    /// # Errors
+    /// As [`Audit::record_now`]. The request fails in any case.
+    pub async fn record_alarm(&self, scope: &TenantScope, entry: AuditEntry) -> Result<(), StoreError> {
+        let principal = scope.principal().as_str();
+        let own = self.event(Some(scope.tenant()), principal, entry.without_names());
+        let entry =
+            if entry.asked_for.is_empty() { entry.asking_for([scope.tenant().to_string()]) } else { entry };
+        self.write(vec![self.event(None, principal, entry), own]).await
+    }
+
+    /// Writes what the server does of itself, as making its first operator credential.
+    ///
+    /// # Errors
+    /// As [`Audit::record_now`].
+    pub async fn record_server(&self, entry: AuditEntry) -> Result<(), StoreError> {
+        self.write(vec![self.event(None, "server", entry)]).await
+    }
+
+    /// Returns when everything that was recorded before is written, or was given up.
+    pub async fn flush(&self) {
+        let (done, written) = oneshot::channel();
+        if self.sender.send(Message::Flush(done)).await.is_ok() {
+            let _ended = written.await;
+        }
+    }
+
+    /// How the log fares.
+    #[must_use]
+    pub fn counts(&self) -> AuditCounts {
+        AuditCounts {
+            written: self.counters.written.load(Ordering::Relaxed),
+            lost: self.counters.lost.load(Ordering::Relaxed),
+            waiting: (self.sender.max_capacity() - self.sender.capacity()) as u64,
+        }
+    }
+
+    /// A page of the tenant's own log, newest first.
+    ///
+    /// # Errors
+    /// As [`AuditLog::page`].
+    pub async fn page(
+        &self,
+        permit: &Permit<Administer>,
+        after: Option<&AuditCursor>,
+        limit: i64,
+    ) -> Result<Vec<AuditRecord>, StoreError> {
+        self.log.page(Some(permit.scope().tenant()), after, limit).await
+    }
+
+    /// Examines the tenant's own log.
+    ///
+    /// # Errors
+    /// As [`AuditLog::verify`].
+    pub async fn verify(&self, permit: &Permit<Administer>) -> Result<Vec<ChainReport>, StoreError> {
+        self.log.verify(Some(permit.scope().tenant())).await
+    }
+
+    /// A page of the deployment's log, newest first.
+    ///
+    /// # Errors
+    /// As [`AuditLog::page`].
+    pub async fn deployment_page(
+        &self,
+        _operator: &OperatorScope,
+        after: Option<&AuditCursor>,
+        limit: i64,
+    ) -> Result<Vec<AuditRecord>, StoreError> {
+        self.log.page(None, after, limit).await
+    }
+
+    /// Examines the log of a tenant, or the deployment's. Tells an operator numbers and hashes, no event.
+    ///
+    /// # Errors
+    /// As [`AuditLog::verify`].
+    pub async fn attest(
+        &self,
+        _operator: &OperatorScope,
+        tenant: Option<TenantId>,
+    ) -> Result<Vec<ChainReport>, StoreError> {
+        self.log.verify(tenant).await
+    }
+
+    fn event(&self, tenant: Option<TenantId>, principal: &str, entry: AuditEntry) -> AuditEvent {
+        AuditEvent { tenant, principal: principal.to_owned(), at: self.clock.now(), entry }
+    }
+
+    async fn write(&self, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+        let wait = Duration::from_millis(self.settings.write_wait_ms);
+        tokio::time::timeout(wait, self.write_all(events)).await.unwrap_or_else(|_| {
+            Err(StoreError::new(ErrorKind::Timeout, self.log.name(), OPERATION, "not written in time"))
+        })
+    }
+
+    async fn write_all(&self, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+        let ended =
+            || StoreError::new(ErrorKind::Unavailable, self.log.name(), OPERATION, "the audit log has ended");
+        let mut answers = Vec::with_capacity(events.len());
+        for event in events {
+            let (done, written) = oneshot::channel();
+            let message = Message::Event(Box::new(event), Some(done));
+            self.sender.send(message).await.map_err(|_| ended())?;
+            answers.push(written);
+        }
+        for answer in answers {
+            answer.await.map_err(|_| ended())??;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
