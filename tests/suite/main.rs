@@ -1,5 +1,7 @@
 //! The integration tests, in one binary so that the crate is linked once.
 
+mod audit;
+mod database;
 mod database_roles;
 mod place;
 mod private_postgres;
