@@ -13,5 +13,6 @@
 
 pub mod domain;
 pub mod inference;
+pub mod pipeline;
 pub mod store;
 pub mod tenancy;

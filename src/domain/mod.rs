@@ -6,7 +6,10 @@ pub mod audit;
 pub mod clock;
 pub mod document;
 pub mod ids;
+pub mod lexical;
+pub mod names;
 pub mod query;
+pub mod words;
 
 /// Position in a corpus' history: incremented by every writing transaction of a namespace, without gaps.
 ///
