@@ -3,7 +3,12 @@
 //! **Invariant:** no allocation per word, no locale, no tables that differ between builds: the same text gives the same words everywhere, since stored terms and entity keys depend on it.
 
 /// English words that carry no topic. Sorted, for [`is_stop`].
-const STOP: [&str; 52] = ["a", "an", "and", "are", "as", "at", "be", "but", "by", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her", "his", "how", "if", "in", "into", "is", "it", "its", "not", "of", "on", "or", "she", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "were", "what", "when", "where", "which", "who", "whom", "will", "with"];
+const STOP: [&str; 52] = [
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "did", "do", "does", "for", "from", "had", "has",
+    "have", "he", "her", "his", "how", "if", "in", "into", "is", "it", "its", "not", "of", "on", "or", "she",
+    "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "were", "what",
+    "when", "where", "which", "who", "whom", "will", "with",
+];
 
 /// Whether a lower-case word is one of the English stop words.
 #[must_use]
@@ -72,7 +77,8 @@ fn sentence_end(text: &str) -> usize {
         let after = from + at + 1;
         let tail = &text[after..];
         let next = tail.trim_start();
-        let opens = next.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "\"'(".contains(c));
+        let opens =
+            next.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || "\"'(".contains(c));
         if next.len() < tail.len() && opens {
             return after;
         }

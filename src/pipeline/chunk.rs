@@ -4,6 +4,8 @@
 //!
 //! **Invariant:** every character of the source that is not white space is in at least one chunk, no chunk is blank, and the same input gives the same chunks.
 
+#![expect(clippy::cast_possible_truncation, reason = "a document is far below 2^32 bytes")]
+
 mod units;
 
 use std::sync::Arc;

@@ -27,7 +27,8 @@ fn texts(chunker: &Chunker, title: Option<&str>, sections: &[Section]) -> Vec<St
 
 #[test]
 fn a_short_document_is_one_chunk_as_written() {
-    let drafts = chunker(64, 32).chunk(Some("Log"), &[section(None, " The Tern left.\n\nNobody waved. ")]).unwrap();
+    let drafts =
+        chunker(64, 32).chunk(Some("Log"), &[section(None, " The Tern left.\n\nNobody waved. ")]).unwrap();
     assert_eq!(drafts.len(), 1);
     assert_eq!(drafts[0].text, "The Tern left.\n\nNobody waved.");
     assert_eq!((drafts[0].start, drafts[0].tokens), (1, 9));
@@ -48,7 +49,8 @@ fn chunks_end_at_sentences_and_repeat_a_short_one() {
 
 #[test]
 fn a_heading_begins_a_chunk_and_one_without_text_is_kept() {
-    let sections = [section(Some("Crew"), "Mara."), section(Some("Cargo"), " "), section(Some("Route"), "North.")];
+    let sections =
+        [section(Some("Crew"), "Mara."), section(Some("Cargo"), " "), section(Some("Route"), "North.")];
     let drafts = chunker(64, 32).chunk(None, &sections).unwrap();
     let seen: Vec<_> = drafts.iter().map(|d| (d.heading.as_deref(), d.text.as_str(), d.start)).collect();
     assert_eq!(seen, [(Some("Crew"), "Mara.", 0), (Some("Cargo"), "Cargo", 5), (Some("Route"), "North.", 6)]);
@@ -66,7 +68,10 @@ fn a_long_sentence_is_cut_at_words() {
 fn a_title_takes_room_but_never_more_than_a_quarter() {
     let chunker = chunker(40, 0);
     let title = "ship ".repeat(30);
-    assert_eq!(chunker.lead(Some(&title), Some("Crew")).unwrap(), format!("{}. Crew", "ship ".repeat(9).trim()));
+    assert_eq!(
+        chunker.lead(Some(&title), Some("Crew")).unwrap(),
+        format!("{}. Crew", "ship ".repeat(9).trim())
+    );
     let drafts = chunker.chunk(Some(&title), &[section(Some("Crew"), &"word ".repeat(100))]).unwrap();
     assert_eq!(drafts[0].tokens, 40);
     assert_eq!(drafts[0].text.split(' ').count(), 40 - 10 - 2);

@@ -91,7 +91,13 @@ fn tokens(offsets: &[(usize, usize)], shift: usize) -> Vec<Token> {
 }
 
 /// Appends a sentence: whole when it fits, else in pieces that end at words.
-fn split(text: &str, sentence: (usize, usize), tokens: &[Token], most: (usize, usize), units: &mut Vec<Unit>) {
+fn split(
+    text: &str,
+    sentence: (usize, usize),
+    tokens: &[Token],
+    most: (usize, usize),
+    units: &mut Vec<Unit>,
+) {
     let (mut start, end) = sentence;
     let (most_tokens, most_bytes) = most;
     let mut first = 0;
