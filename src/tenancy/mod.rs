@@ -6,12 +6,31 @@
 //! **Invariant:** the tenant never comes from the request; a request can only agree with its credential or fail.
 //! **Invariant:** nothing in here reads tenant data; credentials are looked up through [`Directory`].
 
+pub mod api_key;
+pub mod authenticator;
 pub mod directory;
+pub mod hints;
+pub mod jwks;
+mod jwt;
+mod lookup;
 pub mod operator;
 pub mod permit;
+pub mod refusal;
 pub mod scope;
+pub mod secret_file;
+pub mod settings;
+pub mod token_signer;
 
-pub use directory::{Directory, DirectoryError, KeyRecord, TenantRecord, TenantState};
+#[cfg(test)]
+mod tests;
+
+pub use api_key::{ApiKey, KeyKind, KeyPepper};
+pub use authenticator::{AuthSetupError, Authenticated, Authenticator, CredentialKind, PresentedCredentials};
+pub use directory::{Directory, DirectoryError, KeyRecord, OperatorRecord, TenantRecord, TenantState};
+pub use hints::{RequestHints, TenantHint};
 pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
+pub use refusal::{Refusal, RefusalFacts, RefusalKind};
 pub use scope::{Principal, Role, TenantScope, reauthorise};
+pub use settings::{AuthSettings, IssuerProfile};
+pub use token_signer::{MintError, MintedToken, TokenSigner};
