@@ -3,5 +3,6 @@
 mod audit;
 mod database;
 mod database_roles;
+mod parse;
 mod place;
 mod private_postgres;

@@ -26,16 +26,12 @@ fn decode_as(bytes: &[u8], declared: Option<&'static Encoding>) -> Result<String
     };
     let body = &bytes[mark..];
     let text = if encoding == UTF_8 {
-        str::from_utf8(body)
-            .map_err(|e| undecodable(body, mark, e.valid_up_to()))?
-            .to_owned()
+        str::from_utf8(body).map_err(|e| undecodable(body, mark, e.valid_up_to()))?.to_owned()
     } else {
-        strict(encoding, body).map_err(|at| undecodable(body, mark, at))?
+        strict(encoding, body).map_err(|at| ParseError::Encoding { offset: (mark + at) as u64 })?
     };
     match text.find('\0') {
-        Some(at) if encoding == UTF_8 => Err(ParseError::Binary {
-            offset: (mark + at) as u64,
-        }),
+        Some(at) if encoding == UTF_8 => Err(ParseError::Binary { offset: (mark + at) as u64 }),
         Some(at) => Err(ParseError::Binary { offset: at as u64 }),
         None => Ok(text),
     }
@@ -44,12 +40,8 @@ fn decode_as(bytes: &[u8], declared: Option<&'static Encoding>) -> Result<String
 /// A bad byte; where a NUL stands before it, the file is no text at all and that is the better word.
 fn undecodable(body: &[u8], mark: usize, at: usize) -> ParseError {
     match body[..at.min(body.len())].iter().position(|byte| *byte == 0) {
-        Some(nul) => ParseError::Binary {
-            offset: (mark + nul) as u64,
-        },
-        None => ParseError::Encoding {
-            offset: (mark + at) as u64,
-        },
+        Some(nul) => ParseError::Binary { offset: (mark + nul) as u64 },
+        None => ParseError::Encoding { offset: (mark + at) as u64 },
     }
 }
 
@@ -57,9 +49,7 @@ fn undecodable(body: &[u8], mark: usize, at: usize) -> ParseError {
 fn strict(encoding: &'static Encoding, body: &[u8]) -> Result<String, usize> {
     let mut decoder = encoding.new_decoder_without_bom_handling();
     let mut text = String::with_capacity(
-        decoder
-            .max_utf8_buffer_length_without_replacement(body.len())
-            .unwrap_or(body.len()),
+        decoder.max_utf8_buffer_length_without_replacement(body.len()).unwrap_or(body.len()),
     );
     let (result, read) = decoder.decode_to_string_without_replacement(body, &mut text, true);
     match result {
@@ -75,14 +65,9 @@ fn strict(encoding: &'static Encoding, body: &[u8]) -> Result<String, usize> {
 fn declared_by_html(bytes: &[u8]) -> Option<&'static Encoding> {
     let head = &bytes[..bytes.len().min(PRESCAN_BYTES)];
     let head: String = head.iter().map(|byte| char::from(*byte).to_ascii_lowercase()).collect();
-    let start = head
-        .find("charset=")
-        .map(|at| at + "charset=".len())
-        .or_else(|| {
-            head.starts_with("<?xml")
-                .then(|| head.find("encoding=").map(|at| at + "encoding=".len()))
-                .flatten()
-        })?;
+    let start = head.find("charset=").map(|at| at + "charset=".len()).or_else(|| {
+        head.starts_with("<?xml").then(|| head.find("encoding=").map(|at| at + "encoding=".len())).flatten()
+    })?;
     let label = head[start..].trim_start_matches(['"', '\'', ' ']);
     let end = label
         .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':' | '.')))

@@ -103,10 +103,7 @@ impl ParseError {
     /// Whether the same bytes would fail again, so that another attempt is no use.
     #[must_use]
     pub const fn is_permanent(&self) -> bool {
-        !matches!(
-            self,
-            Self::Timeout { .. } | Self::Crashed { .. } | Self::Worker { .. } | Self::Unconfined
-        )
+        !matches!(self, Self::Timeout { .. } | Self::Crashed { .. } | Self::Worker { .. } | Self::Unconfined)
     }
 
     /// Shorthand for [`ParseError::Damaged`].

@@ -58,9 +58,7 @@ impl FileType {
             return None;
         }
         let extension = extension.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .find(|file_type| file_type.extensions().contains(&extension.as_str()))
+        Self::ALL.into_iter().find(|file_type| file_type.extensions().contains(&extension.as_str()))
     }
 
     /// The extensions of this format, lower case, without a dot; the usual one first.
@@ -85,8 +83,20 @@ impl FileType {
     #[must_use]
     pub fn supported_extensions() -> Vec<&'static str> {
         let mut dotted = vec![
-            ".csv", ".docx", ".epub", ".htm", ".html", ".json", ".jsonl", ".markdown", ".md",
-            ".ndjson", ".pdf", ".pptx", ".txt", ".xlsx",
+            ".csv",
+            ".docx",
+            ".epub",
+            ".htm",
+            ".html",
+            ".json",
+            ".jsonl",
+            ".markdown",
+            ".md",
+            ".ndjson",
+            ".pdf",
+            ".pptx",
+            ".txt",
+            ".xlsx",
         ];
         dotted.sort_unstable();
         dotted
@@ -94,10 +104,7 @@ impl FileType {
 
     /// Whether the file is text, to be decoded before it is read.
     pub(super) const fn is_text(self) -> bool {
-        matches!(
-            self,
-            Self::Txt | Self::Markdown | Self::Html | Self::Json | Self::Jsonl | Self::Csv
-        )
+        matches!(self, Self::Txt | Self::Markdown | Self::Html | Self::Json | Self::Jsonl | Self::Csv)
     }
 }
 

@@ -54,5 +54,6 @@ fn surroundings() -> String {
 /// Whether a descriptor is open. `/proc` is closed by the walls, but a socket's call tells "no such descriptor" from
 /// "not a socket".
 fn is_open(number: i32) -> bool {
-    nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(number) != Err(nix::errno::Errno::EBADF)
+    nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(number)
+        != Err(nix::errno::Errno::EBADF)
 }

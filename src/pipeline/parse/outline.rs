@@ -20,12 +20,7 @@ pub(super) struct Outline {
 impl Outline {
     /// An outline that holds at most `limit` bytes of text.
     pub(super) fn bounded(limit: u64) -> Self {
-        Self {
-            parsed: Parsed::default(),
-            open: Section::default(),
-            left: limit,
-            limit,
-        }
+        Self { parsed: Parsed::default(), open: Section::default(), left: limit, limit }
     }
 
     /// An outline for text whose size was checked elsewhere.
@@ -52,11 +47,7 @@ impl Outline {
         }
         self.charge(SECTION_COST + heading.len() as u64)?;
         self.close();
-        self.open = Section {
-            heading: Some(heading),
-            level: level.clamp(1, 6),
-            text: String::new(),
-        };
+        self.open = Section { heading: Some(heading), level: level.clamp(1, 6), text: String::new() };
         Ok(())
     }
 
@@ -71,9 +62,7 @@ impl Outline {
     pub(super) fn line(&mut self, line: &str) -> Result<(), ParseError> {
         self.charge(line.len() as u64 + 1)?;
         if line.contains(is_unwanted) {
-            self.open
-                .text
-                .extend(line.chars().filter(|c| !is_unwanted(*c)));
+            self.open.text.extend(line.chars().filter(|c| !is_unwanted(*c)));
         } else {
             self.open.text.push_str(line);
         }
@@ -104,9 +93,7 @@ impl Outline {
 
     /// Whether nothing was added yet.
     pub(super) fn is_blank(&self) -> bool {
-        self.parsed.sections.is_empty()
-            && self.open.heading.is_none()
-            && self.open.text.trim().is_empty()
+        self.parsed.sections.is_empty() && self.open.heading.is_none() && self.open.text.trim().is_empty()
     }
 
     /// Counts a part of the document that could not be read.
@@ -140,10 +127,10 @@ impl Outline {
     }
 
     fn charge(&mut self, bytes: u64) -> Result<(), ParseError> {
-        self.left = self.left.checked_sub(bytes).ok_or(ParseError::TooLarge {
-            what: Bound::Output,
-            limit: self.limit,
-        })?;
+        self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or(ParseError::TooLarge { what: Bound::Output, limit: self.limit })?;
         Ok(())
     }
 }

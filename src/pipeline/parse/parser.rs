@@ -68,10 +68,7 @@ impl Parser {
             return Err(ParseError::Empty);
         }
         if bytes.len() as u64 > self.limits.input_bytes {
-            return Err(ParseError::TooLarge {
-                what: Bound::Input,
-                limit: self.limits.input_bytes,
-            });
+            return Err(ParseError::TooLarge { what: Bound::Input, limit: self.limits.input_bytes });
         }
         let _worker = self.workers.acquire().await.map_err(io::Error::other).map_err(worker)?;
         let mut child = self.start().map_err(worker)?;
@@ -99,17 +96,18 @@ impl Parser {
             .spawn()
     }
 
-    async fn converse(&self, child: &mut Child, file_type: FileType, document: &Bytes) -> io::Result<Remains> {
+    async fn converse(
+        &self,
+        child: &mut Child,
+        file_type: FileType,
+        document: &Bytes,
+    ) -> io::Result<Remains> {
         let missing = || io::Error::other("a pipe to the worker is missing");
         let mut input = child.stdin.take().ok_or_else(missing)?;
         let mut output = child.stdout.take().ok_or_else(missing)?;
         let mut errors = child.stderr.take().ok_or_else(missing)?;
-        let header = Header {
-            file_type,
-            limits: self.limits,
-            document_bytes: document.len() as u64,
-        }
-        .frame()?;
+        let header =
+            Header { file_type, limits: self.limits, document_bytes: document.len() as u64 }.frame()?;
         let ask = async move {
             // A worker that has refused or died closes its end; its reply or its status says why.
             if input.write_all(&header).await.is_ok() {
@@ -158,7 +156,9 @@ impl Parser {
             .map_err(|_| ParseError::Crashed { signal: None })?;
         if reply.confinement == Confinement::WithoutLandlock {
             static TOLD: Once = Once::new();
-            TOLD.call_once(|| tracing::warn!("this kernel has no Landlock: parse workers are confined without it"));
+            TOLD.call_once(|| {
+                tracing::warn!("this kernel has no Landlock: parse workers are confined without it")
+            });
         }
         reply.outcome
     }

@@ -42,11 +42,9 @@ pub(super) enum Confinement {
 
 /// Closes every descriptor but the three standard ones.
 pub(super) fn close_inherited() {
-    let listed: Option<Vec<RawFd>> = fs::read_dir("/proc/self/fd").ok().map(|entries| {
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect()
-    });
+    let listed: Option<Vec<RawFd>> = fs::read_dir("/proc/self/fd")
+        .ok()
+        .map(|entries| entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect());
     let open = listed.unwrap_or_else(|| (0..ASSUMED_DESCRIPTORS).collect());
     for descriptor in open {
         if descriptor > LAST_KEPT {

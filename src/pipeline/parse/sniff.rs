@@ -61,10 +61,7 @@ pub(super) fn check(expected: FileType, bytes: &[u8]) -> Result<(), ParseError> 
 
 /// The stream name `EncryptedPackage` in a compound file's directory (MS-OFFCRYPTO, 2.3.4.4).
 fn holds_encrypted_package(bytes: &[u8]) -> bool {
-    let name: Vec<u8> = "EncryptedPackage"
-        .encode_utf16()
-        .flat_map(u16::to_le_bytes)
-        .collect();
+    let name: Vec<u8> = "EncryptedPackage".encode_utf16().flat_map(u16::to_le_bytes).collect();
     bytes.windows(name.len()).any(|window| window == name)
 }
 

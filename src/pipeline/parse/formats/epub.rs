@@ -16,10 +16,7 @@ use super::html;
 /// Reads a book.
 pub(super) fn read(bytes: Vec<u8>, depth_limit: u32, outline: &mut Outline) -> Result<(), ParseError> {
     // The table of contents repeats the chapters' headings and is often broken in books that are otherwise sound.
-    let book = Epub::options()
-        .skip_toc(true)
-        .read(Cursor::new(bytes))
-        .map_err(|e| refusal(&e))?;
+    let book = Epub::options().skip_toc(true).read(Cursor::new(bytes)).map_err(|e| refusal(&e))?;
     if let Some(title) = book.metadata().title() {
         outline.title(title.value());
     }

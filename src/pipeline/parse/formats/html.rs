@@ -22,7 +22,16 @@ pub(super) fn read_fragment(html: &str, depth_limit: u32, outline: &mut Outline)
 
 fn walk(html: &str, depth_limit: u32, outline: &mut Outline, titled: bool) -> Result<(), ParseError> {
     let document = Document::from(html);
-    let mut page = Page { outline, line: String::new(), gap: false, verbatim: 0, cells: 0, headings: 0, titled };
+    let mut page = Page {
+        outline,
+        line: String::new(),
+        gap: false,
+        verbatim: 0,
+        cells: 0,
+        headings: 0,
+        items: 0,
+        titled,
+    };
     let root = document.root();
     let mut node = root;
     let mut depth = 0_u32;
@@ -67,6 +76,8 @@ struct Page<'a> {
     cells: u32,
     /// Open headings: likewise.
     headings: u32,
+    /// Open list items: no empty lines inside.
+    items: u32,
     titled: bool,
 }
 
@@ -88,7 +99,9 @@ enum Role {
 
 fn role(name: &str) -> Role {
     match name {
-        "script" | "style" | "nav" | "template" | "iframe" | "object" | "canvas" | "noframes" => Role::Skipped,
+        "script" | "style" | "nav" | "template" | "iframe" | "object" | "canvas" | "noframes" => {
+            Role::Skipped
+        }
         "title" => Role::Title,
         "h1" => Role::Heading(1),
         "h2" => Role::Heading(2),
@@ -96,9 +109,12 @@ fn role(name: &str) -> Role {
         "h4" => Role::Heading(4),
         "h5" => Role::Heading(5),
         "h6" => Role::Heading(6),
-        "p" | "table" | "ul" | "ol" | "dl" | "blockquote" | "section" | "article" | "figure" | "hr" => Role::Paragraph,
-        "div" | "header" | "footer" | "main" | "aside" | "address" | "caption" | "figcaption" | "dt" | "dd" | "form"
-        | "fieldset" | "legend" | "details" | "summary" | "option" | "body" | "thead" | "tbody" | "tfoot" => Role::Line,
+        "p" | "table" | "ul" | "ol" | "dl" | "blockquote" | "section" | "article" | "figure" | "hr" => {
+            Role::Paragraph
+        }
+        "div" | "header" | "footer" | "main" | "aside" | "address" | "caption" | "figcaption" | "dt"
+        | "dd" | "form" | "fieldset" | "legend" | "details" | "summary" | "option" | "body" | "thead"
+        | "tbody" | "tfoot" => Role::Line,
         "li" => Role::Item,
         "tr" => Role::Row,
         "td" | "th" => Role::Cell,
@@ -141,7 +157,12 @@ impl Page<'_> {
         }
     }
 
-    fn open(&mut self, role: &Role, description: Option<String>, node: &NodeRef<'_>) -> Result<bool, ParseError> {
+    fn open(
+        &mut self,
+        role: &Role,
+        description: Option<String>,
+        node: &NodeRef<'_>,
+    ) -> Result<bool, ParseError> {
         match role {
             Role::Title => {
                 // An SVG picture has titles too, which are text like any other.
@@ -160,6 +181,7 @@ impl Page<'_> {
             Role::Line | Role::Row => self.block()?,
             Role::Item => {
                 self.block()?;
+                self.items += 1;
                 self.text("- ")?;
             }
             Role::Cell => {
@@ -194,7 +216,14 @@ impl Page<'_> {
                 self.outline.heading(level, &heading)
             }
             Role::Paragraph => self.paragraph(),
-            Role::Line | Role::Item | Role::Row => self.block(),
+            Role::Line | Role::Row => self.block(),
+            Role::Item => {
+                self.items = self.items.saturating_sub(1);
+                if self.is_bare_item() {
+                    self.line.clear();
+                }
+                self.block()
+            }
             Role::Cell => {
                 self.cells = self.cells.saturating_sub(1);
                 Ok(())
@@ -235,16 +264,21 @@ impl Page<'_> {
 
     /// A block begins or ends: a new line, or a blank inside a cell or a heading.
     fn block(&mut self) -> Result<(), ParseError> {
-        if self.cells > 0 || self.headings > 0 {
+        if self.cells > 0 || self.headings > 0 || self.is_bare_item() {
             self.gap = true;
             return Ok(());
         }
         self.end_line()
     }
 
+    /// Whether nothing of a list item was read but the dash that opens it.
+    fn is_bare_item(&self) -> bool {
+        self.items > 0 && self.line.trim() == "-"
+    }
+
     fn paragraph(&mut self) -> Result<(), ParseError> {
         self.block()?;
-        if self.cells == 0 && self.headings == 0 {
+        if self.cells == 0 && self.headings == 0 && self.items == 0 {
             self.outline.gap();
         }
         Ok(())
@@ -253,8 +287,7 @@ impl Page<'_> {
     fn end_line(&mut self) -> Result<(), ParseError> {
         let line = std::mem::take(&mut self.line);
         self.gap = false;
-        // A list item that holds nothing but blocks leaves its dash alone on a line.
-        if line.trim().is_empty() || line.trim() == "-" {
+        if line.trim().is_empty() {
             return Ok(());
         }
         self.outline.line(line.trim_end())

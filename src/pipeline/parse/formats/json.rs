@@ -97,10 +97,7 @@ fn list(name: &str, members: &[Value], outline: &mut Outline) -> Result<(), Pars
     if !members.iter().any(Value::is_object) {
         return leaves(name, &Value::Array(members.to_vec()), outline);
     }
-    members
-        .iter()
-        .enumerate()
-        .try_for_each(|(index, value)| member(name, index, value, outline))
+    members.iter().enumerate().try_for_each(|(index, value)| member(name, index, value, outline))
 }
 
 fn member(name: &str, index: usize, value: &Value, outline: &mut Outline) -> Result<(), ParseError> {
@@ -156,7 +153,8 @@ fn leaves(path: &str, value: &Value, outline: &mut Outline) -> Result<(), ParseE
             leaves(&path, value, outline)
         }),
         Value::Array(members) if members.iter().all(|m| scalar(m).is_some()) => {
-            let words: Vec<String> = members.iter().filter_map(scalar).filter(|word| !word.is_empty()).collect();
+            let words: Vec<String> =
+                members.iter().filter_map(scalar).filter(|word| !word.is_empty()).collect();
             labelled(path, &words.join(", "), outline)
         }
         Value::Array(members) => members
@@ -177,11 +175,7 @@ fn labelled(path: &str, word: &str, outline: &mut Outline) -> Result<(), ParseEr
     if word.trim().is_empty() {
         return Ok(());
     }
-    if path.is_empty() {
-        outline.line(word)
-    } else {
-        outline.line(&format!("{}: {word}", one_line(path)))
-    }
+    if path.is_empty() { outline.line(word) } else { outline.line(&format!("{}: {word}", one_line(path))) }
 }
 
 fn scalar(value: &Value) -> Option<String> {

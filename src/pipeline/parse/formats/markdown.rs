@@ -15,13 +15,7 @@ pub(super) fn read(text: &str, depth_limit: u32, outline: &mut Outline) -> Resul
         | Options::ENABLE_STRIKETHROUGH
         | Options::ENABLE_TASKLISTS
         | Options::ENABLE_YAML_STYLE_METADATA_BLOCKS;
-    let mut page = Page {
-        outline,
-        line: String::new(),
-        lists: Vec::new(),
-        html: String::new(),
-        depth_limit,
-    };
+    let mut page = Page { outline, line: String::new(), lists: Vec::new(), html: String::new(), depth_limit };
     let mut depth = 0_u32;
     for event in Parser::new_ext(text, options) {
         match &event {
@@ -67,7 +61,9 @@ impl Page<'_> {
 
     fn open(&mut self, tag: &Tag<'_>) -> Result<(), ParseError> {
         match tag {
-            Tag::Paragraph | Tag::Heading { .. } | Tag::Table(_) | Tag::HtmlBlock if self.lists.is_empty() => {
+            Tag::Paragraph | Tag::Heading { .. } | Tag::Table(_) | Tag::HtmlBlock
+                if self.lists.is_empty() =>
+            {
                 self.paragraph()?;
             }
             Tag::CodeBlock(kind) => {
@@ -112,7 +108,11 @@ impl Page<'_> {
                 self.outline.heading(level as u8, &heading)?;
             }
             TagEnd::Paragraph if !self.lists.is_empty() => self.flush()?,
-            TagEnd::Paragraph | TagEnd::CodeBlock | TagEnd::Table | TagEnd::BlockQuote(_) | TagEnd::FootnoteDefinition => {
+            TagEnd::Paragraph
+            | TagEnd::CodeBlock
+            | TagEnd::Table
+            | TagEnd::BlockQuote(_)
+            | TagEnd::FootnoteDefinition => {
                 self.paragraph()?;
             }
             TagEnd::Item => self.flush()?,

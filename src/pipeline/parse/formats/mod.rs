@@ -13,9 +13,7 @@ mod rows;
 pub(super) mod text;
 mod workbook;
 
-use super::{
-    FileType, ParseError, ParseLimits, Parsed, archive, encoding, outline::Outline, sniff,
-};
+use super::{FileType, ParseError, ParseLimits, Parsed, archive, encoding, outline::Outline, sniff};
 
 /// Parses one document in this process. Only the worker calls this on uploaded bytes.
 pub(super) fn parse(file_type: FileType, bytes: Vec<u8>, limits: &ParseLimits) -> Result<Parsed, ParseError> {

@@ -4,24 +4,25 @@
 
 use undoc::{Block, Document, ListType, Paragraph, Table, docx::DocxParser, pptx::PptxParser};
 
-use crate::pipeline::parse::{Damage, ParseError, outline::Outline};
+use crate::pipeline::parse::{
+    Damage, ParseError,
+    outline::{Outline, one_line},
+};
 
 /// Tables nest this deep; what lies deeper is left to its cells' own words.
 const TABLE_DEPTH: usize = 16;
 
 /// Reads a Word document: headings by their styles.
 pub(super) fn read_docx(bytes: Vec<u8>, outline: &mut Outline) -> Result<(), ParseError> {
-    let document = DocxParser::from_bytes(bytes)
-        .and_then(|mut parser| parser.parse())
-        .map_err(|e| refusal(&e))?;
+    let document =
+        DocxParser::from_bytes(bytes).and_then(|mut parser| parser.parse()).map_err(|e| refusal(&e))?;
     write(&document, outline)
 }
 
-/// Reads a presentation: each slide a section under the slide's title.
+/// Reads a presentation: each slide a section, under the slide's title if it has one.
 pub(super) fn read_pptx(bytes: Vec<u8>, outline: &mut Outline) -> Result<(), ParseError> {
-    let document = PptxParser::from_bytes(bytes)
-        .and_then(|mut parser| parser.parse())
-        .map_err(|e| refusal(&e))?;
+    let document =
+        PptxParser::from_bytes(bytes).and_then(|mut parser| parser.parse()).map_err(|e| refusal(&e))?;
     write(&document, outline)
 }
 
@@ -39,15 +40,13 @@ fn write(document: &Document, outline: &mut Outline) -> Result<(), ParseError> {
         outline.title(title);
     }
     for section in &document.sections {
-        if let Some(name) = &section.name {
-            outline.title(name);
-            outline.heading(1, name)?;
-        }
+        // A slide's name is only its number; its title is a heading like any other.
+        outline.untitled()?;
         for paragraph in section.header.iter().flatten() {
             write_paragraph(paragraph, outline)?;
         }
         for block in &section.content {
-            write_block(block, section.name.as_deref(), outline)?;
+            write_block(block, outline)?;
         }
         for paragraph in section.footer.iter().chain(&section.notes).flatten() {
             write_paragraph(paragraph, outline)?;
@@ -56,10 +55,8 @@ fn write(document: &Document, outline: &mut Outline) -> Result<(), ParseError> {
     Ok(())
 }
 
-fn write_block(block: &Block, slide: Option<&str>, outline: &mut Outline) -> Result<(), ParseError> {
+fn write_block(block: &Block, outline: &mut Outline) -> Result<(), ParseError> {
     match block {
-        // A slide's name is its title paragraph once more.
-        Block::Paragraph(paragraph) if slide.is_some_and(|name| words(paragraph).trim() == name.trim()) => Ok(()),
         Block::Paragraph(paragraph) => write_paragraph(paragraph, outline),
         Block::Table(table) => {
             outline.gap();
@@ -67,7 +64,9 @@ fn write_block(block: &Block, slide: Option<&str>, outline: &mut Outline) -> Res
             outline.gap();
             Ok(())
         }
-        Block::Note { content, .. } => content.iter().try_for_each(|paragraph| write_paragraph(paragraph, outline)),
+        Block::Note { content, .. } => {
+            content.iter().try_for_each(|paragraph| write_paragraph(paragraph, outline))
+        }
         Block::Image { alt_text, .. } => outline.paragraph(alt_text.as_deref().unwrap_or_default()),
         Block::PageBreak | Block::SectionBreak => {
             outline.gap();
@@ -78,10 +77,8 @@ fn write_block(block: &Block, slide: Option<&str>, outline: &mut Outline) -> Res
 
 fn write_paragraph(paragraph: &Paragraph, outline: &mut Outline) -> Result<(), ParseError> {
     let text = words(paragraph);
-    let styled_title = paragraph
-        .style_name
-        .as_deref()
-        .is_some_and(|style| style.eq_ignore_ascii_case("title"));
+    let styled_title =
+        paragraph.style_name.as_deref().is_some_and(|style| style.eq_ignore_ascii_case("title"));
     if paragraph.is_heading() || styled_title {
         if outline.is_blank() {
             outline.title(&text);
@@ -95,7 +92,11 @@ fn write_paragraph(paragraph: &Paragraph, outline: &mut Outline) -> Result<(), P
                 (ListType::Numbered, Some(number)) => format!("{number}. "),
                 _ => "- ".to_owned(),
             };
-            if text.trim().is_empty() { Ok(()) } else { outline.line(&format!("{indent}{mark}{}", text.trim())) }
+            if text.trim().is_empty() {
+                Ok(())
+            } else {
+                outline.line(&format!("{indent}{mark}{}", text.trim()))
+            }
         }
         None => outline.paragraph(&text),
     }
@@ -129,7 +130,7 @@ fn write_table(table: &Table, depth: usize, outline: &mut Outline) -> Result<(),
             .iter()
             .map(|cell| {
                 let paragraphs: Vec<String> = cell.content.iter().map(words).collect();
-                crate::pipeline::parse::outline::one_line(&paragraphs.join(" "))
+                one_line(&paragraphs.join(" "))
             })
             .filter(|cell| !cell.is_empty())
             .collect();

@@ -89,8 +89,6 @@ fn write(text: &str, outline: &mut Outline) -> Result<(), ParseError> {
 
 /// Whether a word was divided at the end of a line: a letter and a hyphen, then a small letter.
 fn is_broken_word(before: &str, after: &str) -> bool {
-    before
-        .strip_suffix('-')
-        .is_some_and(|stem| stem.ends_with(char::is_lowercase))
+    before.strip_suffix('-').is_some_and(|stem| stem.ends_with(char::is_lowercase))
         && after.starts_with(char::is_lowercase)
 }

@@ -13,9 +13,7 @@ pub(super) struct Rows {
 impl Rows {
     /// Rows under these headers; blank ones count as absent.
     pub(super) fn under<'a>(headers: impl Iterator<Item = &'a str>) -> Self {
-        Self {
-            headers: headers.map(one_line).collect(),
-        }
+        Self { headers: headers.map(one_line).collect() }
     }
 
     /// One row as a line; `None` when all its cells are blank. Columns count from 0.
