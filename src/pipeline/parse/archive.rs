@@ -23,7 +23,7 @@ pub(super) fn check(expected: FileType, bytes: &[u8], limits: &ParseLimits) -> R
     }
     let ratio_bound = limits.unpack_ratio.saturating_mul(bytes.len() as u64).max(RATIO_FREE_BYTES);
     let mut unpacked = 0;
-    let mut parts = Parts::default();
+    let mut seen = Seen::default();
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(|e| refusal(&e))?;
         if entry.encrypted() {
@@ -38,7 +38,7 @@ pub(super) fn check(expected: FileType, bytes: &[u8], limits: &ParseLimits) -> R
         }
         let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
         drop(entry);
-        parts.saw(&name);
+        seen.saw(&name);
 
         let entry = archive.by_index(index).map_err(|e| refusal(&e))?;
         let mut counted =
@@ -56,7 +56,7 @@ pub(super) fn check(expected: FileType, bytes: &[u8], limits: &ParseLimits) -> R
         drained.map_err(|_| ParseError::damaged(Damage::Archive))?;
         unpacked = counted.total;
     }
-    parts.check(expected)
+    seen.check(expected)
 }
 
 fn too_large(what: Bound, limit: u64) -> ParseError {
@@ -129,42 +129,35 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Which formats' parts were seen.
-#[derive(Default)]
-struct Parts {
-    word: bool,
-    slides: bool,
-    workbook: bool,
-    book: bool,
-}
+/// Where a format's parts lie, and what a container that has them is.
+const PARTS: [(&str, FileType, Found); 4] = [
+    ("word/", FileType::Docx, Found::Word),
+    ("ppt/", FileType::Pptx, Found::PowerPoint),
+    ("xl/", FileType::Xlsx, Found::Excel),
+    ("META-INF/container.xml", FileType::Epub, Found::Epub),
+];
 
-impl Parts {
+/// Which formats' parts were seen, in the order of [`PARTS`].
+#[derive(Default)]
+struct Seen([bool; PARTS.len()]);
+
+impl Seen {
     fn saw(&mut self, name: &str) {
-        self.word |= name.starts_with("word/");
-        self.slides |= name.starts_with("ppt/");
-        self.workbook |= name.starts_with("xl/");
-        self.book |= name.eq_ignore_ascii_case("META-INF/container.xml");
+        for (seen, (place, ..)) in self.0.iter_mut().zip(PARTS) {
+            *seen |= name.starts_with(place);
+        }
     }
 
     /// A container with the parts of another format and none of its own is of the wrong type; one with the parts of
     /// no known format lacks what it needs.
     fn check(&self, expected: FileType) -> Result<(), ParseError> {
-        let own = match expected {
-            FileType::Docx => self.word,
-            FileType::Pptx => self.slides,
-            FileType::Xlsx => self.workbook,
-            _ => self.book,
-        };
-        if own {
+        let seen = || self.0.iter().zip(PARTS).filter(|(seen, _)| **seen).map(|(_, part)| part);
+        if seen().any(|(_, file_type, _)| file_type == expected) {
             return Ok(());
         }
-        let found = match self {
-            Self { word: true, .. } => Found::Word,
-            Self { slides: true, .. } => Found::PowerPoint,
-            Self { workbook: true, .. } => Found::Excel,
-            Self { book: true, .. } => Found::Epub,
-            _ => return Err(ParseError::damaged(Damage::MissingPart)),
-        };
-        Err(ParseError::WrongType { expected, found })
+        match seen().next() {
+            Some((_, _, found)) => Err(ParseError::WrongType { expected, found }),
+            None => Err(ParseError::damaged(Damage::MissingPart)),
+        }
     }
 }

@@ -133,7 +133,7 @@ pub enum Damage {
     /// A declaration of XML entities, which these formats forbid and attackers use.
     #[error("it declares XML entities, which its format forbids")]
     Entities,
-    /// A Word or PowerPoint file whose content cannot be read.
+    /// A Word file or a presentation whose content cannot be read.
     #[error("its content cannot be read as an Office document")]
     Office,
     /// A workbook whose content cannot be read.
@@ -173,7 +173,7 @@ pub enum Found {
     /// A Word document.
     #[error("a Word document")]
     Word,
-    /// A PowerPoint presentation.
+    /// A presentation.
     #[error("a PowerPoint presentation")]
     PowerPoint,
     /// An Excel workbook.

@@ -26,7 +26,7 @@ pub enum FileType {
     Pdf,
     /// Word, Office Open XML.
     Docx,
-    /// PowerPoint, Office Open XML.
+    /// Presentations, Office Open XML.
     Pptx,
     /// Excel, Office Open XML.
     Xlsx,

@@ -16,7 +16,7 @@ pub(super) fn obey(document: &[u8]) -> Option<Result<Parsed, ParseError>> {
         b"spin" => loop {
             hint::spin_loop();
         },
-        b"sleep" => thread::sleep(Duration::from_secs(3600)),
+        b"sleep" => thread::sleep(Duration::from_hours(1)),
         b"grow" => {
             let mut hoard: Vec<Vec<u8>> = Vec::new();
             loop {

@@ -157,7 +157,7 @@ impl Parser {
         if reply.confinement == Confinement::WithoutLandlock {
             static TOLD: Once = Once::new();
             TOLD.call_once(|| {
-                tracing::warn!("this kernel has no Landlock: parse workers are confined without it")
+                tracing::warn!("this kernel has no Landlock: parse workers are confined without it");
             });
         }
         reply.outcome

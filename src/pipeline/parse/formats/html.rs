@@ -178,7 +178,7 @@ impl Page<'_> {
                 self.headings += 1;
             }
             Role::Paragraph => self.paragraph()?,
-            Role::Line | Role::Row => self.block()?,
+            Role::Line | Role::Row | Role::Break => self.block()?,
             Role::Item => {
                 self.block()?;
                 self.items += 1;
@@ -195,7 +195,6 @@ impl Page<'_> {
                 self.block()?;
                 self.verbatim += 1;
             }
-            Role::Break => self.block()?,
             Role::Picture => self.text(&description.unwrap_or_default())?,
             Role::Inline | Role::Skipped => {}
         }

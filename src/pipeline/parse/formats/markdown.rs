@@ -83,7 +83,8 @@ impl Page<'_> {
                 self.line.push_str(&"  ".repeat(self.lists.len().saturating_sub(1).min(8)));
                 match self.lists.last_mut() {
                     Some(Some(number)) => {
-                        self.line.push_str(&format!("{number}. "));
+                        self.line.push_str(&number.to_string());
+                        self.line.push_str(". ");
                         *number += 1;
                     }
                     _ => self.line.push_str("- "),

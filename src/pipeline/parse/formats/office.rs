@@ -1,4 +1,4 @@
-//! Word and PowerPoint files.
+//! Word files and presentations.
 //!
 //! **Invariant:** paragraphs, tables, notes and the words of pictures all appear, in the order of the file.
 

@@ -27,16 +27,13 @@ pub(super) fn read(bytes: &[u8], outline: &mut Outline) -> Result<(), ParseError
     let mut failed = 0;
     let mut text = String::new();
     for number in &pages {
-        match page(&document, *number) {
-            Some(page) => {
-                text.push_str(page.trim_matches('\n'));
-                // A page break ends a paragraph only after the end of a sentence.
-                text.push_str(if page.trim_end().ends_with(['.', '!', '?', ':']) { "\n\n" } else { "\n" });
-            }
-            None => {
-                failed += 1;
-                outline.unread();
-            }
+        if let Some(page) = page(&document, *number) {
+            text.push_str(page.trim_matches('\n'));
+            // A page break ends a paragraph only after the end of a sentence.
+            text.push_str(if page.trim_end().ends_with(['.', '!', '?', ':']) { "\n\n" } else { "\n" });
+        } else {
+            failed += 1;
+            outline.unread();
         }
         // Paragraphs that are complete are written at once, so that the bound on output holds while reading.
         if let Some(end) = text.rfind("\n\n") {
