@@ -80,6 +80,69 @@ async fn many_documents_at_once_share_a_bounded_number_of_workers() {
     }
 }
 
+/// One fixture, as `scripts/make_fixtures.py` describes it.
+#[derive(serde::Deserialize)]
+struct Fixture {
+    file: String,
+    expect: String,
+    sentences: Vec<String>,
+    absent: Vec<String>,
+    why: String,
+}
+
+#[tokio::test]
+async fn every_fixture_is_read_or_refused_as_its_manifest_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/make_fixtures.py");
+    let made = std::process::Command::new("python3").arg(script).arg(folder.path()).status().unwrap();
+    assert!(made.success());
+    let manifest = std::fs::read(folder.path().join("manifest.json")).unwrap();
+    let fixtures: Vec<Fixture> = serde_json::from_slice(&manifest).unwrap();
+    assert!(fixtures.len() > 50);
+    let parser = parser(ParseLimits { cpu_seconds: 10, wall_seconds: 60, ..ParseLimits::default() });
+    let mut wrong = Vec::new();
+    for fixture in &fixtures {
+        let bytes = std::fs::read(folder.path().join(&fixture.file)).unwrap();
+        let file_type = FileType::from_name(&fixture.file).unwrap();
+        let started = std::time::Instant::now();
+        let outcome = parser.parse(file_type, Bytes::from(bytes)).await;
+        println!("{:>7.0?} {}: {}", started.elapsed(), fixture.file, summary(&outcome));
+        let fault = match (&outcome, fixture.expect.as_str()) {
+            (Ok(_), "refused") => Some("was read".to_owned()),
+            (Err(error), "text") => Some(format!("was refused: {error}")),
+            (Err(error @ ParseError::Worker { .. }), _) => Some(format!("did not reach a worker: {error:?}")),
+            (Ok(parsed), _) => misread(parsed, fixture),
+            (Err(_), _) => None,
+        };
+        wrong.extend(fault.map(|fault| format!("{} ({}) {fault}", fixture.file, fixture.why)));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn summary(outcome: &Result<Parsed, ParseError>) -> String {
+    match outcome {
+        Ok(parsed) => format!("{} sections", parsed.sections.len()),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What is missing from a document's text, or should not be in it.
+fn misread(parsed: &Parsed, fixture: &Fixture) -> Option<String> {
+    let mut text = parsed.title.clone().unwrap_or_default();
+    for section in &parsed.sections {
+        text.push(' ');
+        text.push_str(section.heading.as_deref().unwrap_or_default());
+        text.push(' ');
+        text.push_str(&section.text);
+    }
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let missing = fixture.sentences.iter().find(|sentence| !words.contains(*sentence));
+    let unwanted = fixture.absent.iter().find(|word| text.contains(*word));
+    missing
+        .map(|sentence| format!("lacks {sentence:?}"))
+        .or_else(|| unwanted.map(|word| format!("holds {word:?}")))
+}
+
 /// Workers that misbehave on command. They need the program built with the feature `laboratory`.
 #[cfg(feature = "laboratory")]
 mod misbehaviour {
