@@ -9,16 +9,20 @@ pub struct Parsed {
     pub title: Option<String>,
     /// Sections in reading order.
     pub sections: Vec<Section>,
+    /// Parts, such as pages of a PDF, that could not be read and are missing from `sections`; 0 for a whole document.
+    #[serde(default)]
+    pub unread: u32,
 }
 
 /// A stretch of text under one heading.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Section {
-    /// The nearest heading, as plain text.
+    /// The nearest heading above the text, plain text on one line; it is not repeated in `text`.
     pub heading: Option<String>,
-    /// The heading's level, 1 the highest; 0 without a heading.
+    /// The heading's level, 1 the highest, at most 6; 0 without a heading.
     pub level: u8,
-    /// The text.
+    /// The text. Lines end in `\n`, an empty line parts paragraphs, a table's row is a line. Free of NUL and other
+    /// control characters. Empty only where a heading stands directly above another.
     pub text: String,
 }
 

@@ -1,8 +1,11 @@
 //! Documents parsed by real worker processes: the formats' way through the pipe, and the walls.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use bulkhead::pipeline::parse::{Bound, FileType, Found, ParseError, ParseLimits, Parsed, Parser};
+use bulkhead::{
+    domain::document::Parsed,
+    pipeline::parse::{Bound, FileType, Found, ParseError, ParseLimits, Parser},
+};
 use bytes::Bytes;
 
 fn parser(limits: ParseLimits) -> Parser {
@@ -99,7 +102,7 @@ async fn every_fixture_is_read_or_refused_as_its_manifest_says() {
     let manifest = std::fs::read(folder.path().join("manifest.json")).unwrap();
     let fixtures: Vec<Fixture> = serde_json::from_slice(&manifest).unwrap();
     assert!(fixtures.len() > 50);
-    let parser = parser(ParseLimits { cpu_seconds: 10, wall_seconds: 60, ..ParseLimits::default() });
+    let parser = parser(ParseLimits { cpu_seconds: 3, wall_seconds: 60, ..ParseLimits::default() });
     let mut wrong = Vec::new();
     for fixture in &fixtures {
         let bytes = std::fs::read(folder.path().join(&fixture.file)).unwrap();
@@ -146,6 +149,8 @@ fn misread(parsed: &Parsed, fixture: &Fixture) -> Option<String> {
 /// Workers that misbehave on command. They need the program built with the feature `laboratory`.
 #[cfg(feature = "laboratory")]
 mod misbehaviour {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]

@@ -25,7 +25,9 @@ mod sniff;
 mod wire;
 mod worker;
 
-use serde::{Deserialize, Serialize};
+use crate::domain::document::Parsed;
+#[cfg(any(test, feature = "laboratory"))]
+use crate::domain::document::Section;
 
 pub use error::{Bound, Damage, Found, ParseError};
 pub use file_type::FileType;
@@ -35,29 +37,6 @@ pub use worker::worker_main;
 
 /// The subcommand under which the program becomes a parse worker.
 pub const WORKER_COMMAND: &str = "parse-worker";
-
-/// A parsed document: its sections in reading order.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parsed {
-    /// The document's own title, when it names one: metadata, or a heading that opens it.
-    pub title: Option<String>,
-    /// Sections in reading order; at least one in what [`Parser::parse`] returns.
-    pub sections: Vec<Section>,
-    /// Parts (pages of a PDF) that could not be read and are missing from `sections`; 0 for a whole document.
-    pub unread: u32,
-}
-
-/// A run of text under one heading.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Section {
-    /// The nearest heading above the text, plain text on one line; it is not repeated in `text`.
-    pub heading: Option<String>,
-    /// Depth of the heading: 1 (outermost) to 6, 0 without one.
-    pub level: u8,
-    /// Plain text. Lines end in `\n`, paragraphs are separated by an empty line, table rows are lines. Free of NUL and
-    /// other control characters. Empty only where a heading stands directly above another.
-    pub text: String,
-}
 
 /// Sections of a text that needs no parser: lines of the form `# Heading` (one to six `#`, outside fenced code) open a
 /// section, everything else is kept as it stands. Blank text gives no sections.

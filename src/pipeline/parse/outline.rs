@@ -2,7 +2,8 @@
 //!
 //! **Invariant:** what leaves here is free of control characters (PostgreSQL takes no NUL) and within the bound.
 
-use super::{Bound, ParseError, Parsed, Section};
+use super::{Bound, ParseError};
+use crate::domain::document::{Parsed, Section};
 
 /// Bytes charged for a section beyond its text, so that empty sections are bounded too.
 const SECTION_COST: u64 = 64;

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Bound, FileType, ParseError, ParseLimits, Parsed, WORKER_COMMAND,
+    Bound, Damage, FileType, ParseError, ParseLimits, Parsed, WORKER_COMMAND,
     sandbox::Confinement,
     wire::{self, Header, Reply},
 };
@@ -29,6 +29,8 @@ use super::{
 const LAST_WORDS_BYTES: u64 = 4096;
 /// What Rust's runtime says before it aborts for want of memory.
 const OUT_OF_MEMORY: &[u8] = b"memory allocation of ";
+/// What it says before it aborts because a recursion went too deep.
+const OUT_OF_STACK: &[u8] = b"has overflowed its stack";
 
 /// Parses documents in child processes, a bounded number at a time. Cheap to clone; clones share the bound.
 #[derive(Debug, Clone)]
@@ -173,6 +175,8 @@ impl Parser {
             Some(Signal::SIGABRT) if said(OUT_OF_MEMORY) => {
                 ParseError::OutOfMemory { limit_bytes: self.limits.memory_bytes }
             }
+            // Certain to happen again, unlike a crash of unknown cause.
+            Some(Signal::SIGABRT) if said(OUT_OF_STACK) => ParseError::damaged(Damage::Reader),
             _ => ParseError::Crashed { signal },
         }
     }

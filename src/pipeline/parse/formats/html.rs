@@ -21,6 +21,9 @@ pub(super) fn read_fragment(html: &str, depth_limit: u32, outline: &mut Outline)
 }
 
 fn walk(html: &str, depth_limit: u32, outline: &mut Outline, titled: bool) -> Result<(), ParseError> {
+    if clearly_deeper_than(html, depth_limit.saturating_mul(UNCLOSED_ALLOWANCE)) {
+        return Err(ParseError::TooDeep { limit: depth_limit });
+    }
     let document = Document::from(html);
     let mut page = Page {
         outline,
@@ -62,6 +65,49 @@ fn walk(html: &str, depth_limit: u32, outline: &mut Outline, titled: bool) -> Re
             node = parent;
         }
     }
+}
+
+/// How many times the bound the tags may seem to nest before the page is parsed: pages forget to close elements.
+const UNCLOSED_ALLOWANCE: u32 = 8;
+/// Elements that have no end tag or may leave it out (WHATWG HTML, 13.1.2).
+const OPEN_ENDED: [&str; 32] = [
+    "area", "base", "body", "br", "col", "colgroup", "dd", "dt", "embed", "head", "hr", "html", "img",
+    "input", "li", "link", "meta", "optgroup", "option", "p", "param", "rp", "rt", "source", "tbody", "td",
+    "tfoot", "th", "thead", "tr", "track", "wbr",
+];
+
+/// Whether start tags outnumber end tags by more than `limit` somewhere. The tree builder's time grows with the square
+/// of the depth, so that a page of hostile depth has to be known before it is parsed.
+fn clearly_deeper_than(html: &str, limit: u32) -> bool {
+    let mut depth = 0_u32;
+    let mut rest = html;
+    while let Some(at) = rest.find('<') {
+        rest = &rest[at + 1..];
+        if let Some(comment) = rest.strip_prefix("!--") {
+            rest = comment.split_once("-->").map_or("", |(_, after)| after);
+            continue;
+        }
+        let (closing, tag) = rest.strip_prefix('/').map_or((false, rest), |tag| (true, tag));
+        let end = tag.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(tag.len());
+        let name = tag[..end].to_ascii_lowercase();
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || OPEN_ENDED.contains(&name.as_str()) {
+            continue;
+        }
+        if closing {
+            depth = depth.saturating_sub(1);
+        } else if matches!(name.as_str(), "script" | "style") {
+            // What looks like tags in a program is none.
+            let end = tag.find("</").unwrap_or(tag.len());
+            rest = &tag[end..];
+            depth += 1;
+        } else if !tag.split('>').next().is_some_and(|tag| tag.ends_with('/')) {
+            depth += 1;
+        }
+        if depth > limit {
+            return true;
+        }
+    }
+    false
 }
 
 struct Page<'a> {

@@ -1,6 +1,6 @@
 //! PDF documents.
 //!
-//! **Invariant:** a page that the library cannot read is counted in [`Parsed::unread`](super::super::Parsed::unread),
+//! **Invariant:** a page that the library cannot read is counted in [`Parsed::unread`](crate::domain::document::Parsed::unread),
 //! never passed over in silence; a document without one readable page is refused.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
