@@ -8,6 +8,7 @@ pub mod error;
 pub mod handles;
 pub mod partition;
 pub mod postgres;
+pub mod qdrant_edge;
 pub mod uploads;
 pub mod vector;
 

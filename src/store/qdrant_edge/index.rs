@@ -1,0 +1,198 @@
+//! The shards of all partitions: which are open, who may use them, and on which thread.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex as Spin;
+use tokio::sync::Semaphore;
+
+use super::fault::{BACKEND, Fault};
+use super::layout::Layout;
+use super::settings::EdgeSettings;
+use super::slot::{Reading, Slot, State, Writing};
+use crate::domain::clock::Clock;
+use crate::store::error::StoreError;
+use crate::store::partition::Partition;
+
+/// Vectors in on-disk shards inside this process, one for each partition.
+///
+/// Clones share the shards.
+#[derive(Debug, Clone)]
+pub struct EdgeIndex {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) layout: Layout,
+    pub(super) settings: EdgeSettings,
+    pub(super) clock: Arc<dyn Clock>,
+    slots: Spin<HashMap<Partition, Arc<Slot>>>,
+    ticks: AtomicU64,
+    open: AtomicUsize,
+    /// Turns of what a query may have to wait for: searching, opening, closing.
+    pub(super) searches: Arc<Semaphore>,
+    /// Turns of what may take long.
+    pub(super) writes: Arc<Semaphore>,
+    #[cfg(any(test, feature = "laboratory"))]
+    pub(super) filter_off: std::sync::atomic::AtomicBool,
+}
+
+impl EdgeIndex {
+    /// Takes the folder of all shards into use; opens none yet.
+    ///
+    /// The folder is made if need be and closed to other users. Files inside get the process' mode: a server
+    /// sets its umask to 077.
+    ///
+    /// # Errors
+    /// `Unavailable` when the folder cannot be made or written.
+    pub fn new(root: PathBuf, settings: EdgeSettings, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let words = format!("taking the folder of vector shards into use: {}", root.display());
+        let layout = Layout::open(root)
+            .map_err(|error| Fault::from_io(&words, &error).into_store("vector.open").with_source(error))?;
+        let inner = Inner {
+            layout,
+            clock,
+            slots: Spin::default(),
+            ticks: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            searches: Arc::new(Semaphore::new(settings.max_searches.max(1))),
+            writes: Arc::new(Semaphore::new(settings.max_writes.max(1))),
+            settings,
+            #[cfg(any(test, feature = "laboratory"))]
+            filter_off: std::sync::atomic::AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Shards open at this moment.
+    #[must_use]
+    pub fn open_shards(&self) -> usize {
+        self.inner.open.load(Ordering::Relaxed)
+    }
+
+    /// Flushes and closes every shard. For stopping; a shard that is asked for afterwards opens again.
+    pub async fn close(&self) {
+        let slots: Vec<_> = self.inner.slots.lock().values().cloned().collect();
+        for slot in slots {
+            let state = Arc::clone(&slot.state).write_owned().await;
+            self.inner.close(slot, state).await;
+        }
+    }
+}
+
+impl Inner {
+    /// The partition's slot, noted as used just now.
+    pub(super) fn slot(&self, partition: &Partition) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        let slot = match slots.get(partition) {
+            Some(slot) => Arc::clone(slot),
+            None => {
+                let slot = Arc::new(Slot::new(partition.clone(), self.layout.partition(partition)));
+                slots.insert(partition.clone(), Arc::clone(&slot));
+                slot
+            }
+        };
+        drop(slots);
+        slot.used.store(self.ticks.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        slot
+    }
+
+    /// The partition's state, opened if need be and pinned as long as the guard lives. Opened once for all
+    /// who wait.
+    pub(super) async fn reading(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<Reading, Fault> {
+        let state = Arc::clone(&slot.state).read_owned().await;
+        if is_settled(&state) {
+            return Ok(state);
+        }
+        drop(state);
+        let mut state = Arc::clone(&slot.state).write_owned().await;
+        if is_settled(&state) {
+            return Ok(state.downgrade());
+        }
+        self.make_room().await;
+        let (inner, slot) = (Arc::clone(self), Arc::clone(slot));
+        blocking(&self.searches, move || {
+            inner.change(&mut state, |state| slot.settle(state, &inner.layout, &inner.settings))?;
+            Ok(state.downgrade())
+        })
+        .await
+    }
+
+    /// Changes a state and keeps count of what is open.
+    pub(super) fn change<T>(&self, state: &mut State, change: impl FnOnce(&mut State) -> T) -> T {
+        let before = usize::from(matches!(state, State::Served(_)));
+        let result = change(state);
+        let after = usize::from(matches!(state, State::Served(_)));
+        if after > before {
+            self.open.fetch_add(1, Ordering::Relaxed);
+        } else if before > after {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Closes what has been unused for longest until one more may be opened, or all are in use.
+    pub(super) async fn make_room(self: &Arc<Self>) {
+        while self.open.load(Ordering::Relaxed) >= self.settings.max_open.max(1) {
+            let mut slots: Vec<_> = self.slots.lock().values().cloned().collect();
+            slots.sort_unstable_by_key(|slot| slot.used.load(Ordering::Relaxed));
+            let idle = slots.into_iter().find_map(|slot| {
+                let state = Arc::clone(&slot.state).try_write_owned().ok()?;
+                matches!(*state, State::Served(_)).then_some((slot, state))
+            });
+            let Some((slot, state)) = idle else { return };
+            self.close(slot, state).await;
+        }
+    }
+
+    /// Flushes and closes.
+    pub(super) async fn close(self: &Arc<Self>, slot: Arc<Slot>, mut state: Writing) {
+        let inner = Arc::clone(self);
+        let closed = blocking(&self.searches, move || {
+            inner.change(&mut state, |state| slot.close(state, &inner.layout))
+        });
+        if let Err(fault) = closed.await {
+            tracing::warn!(%fault, "a vector shard closed without flushing");
+        }
+    }
+
+    /// Blocks for a moment. Refuses when the disk has too little room left to write safely.
+    pub(super) fn require_room(&self) -> Result<(), Fault> {
+        let stat = nix::sys::statvfs::statvfs(self.layout.root())
+            .map_err(|error| Fault::from_io("measuring the disk of the vector shards", &error.into()))?;
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        if free < self.settings.min_free_bytes {
+            return Err(Fault::Refused(format!(
+                "the disk that holds the vector shards has {free} bytes left and {} are kept free: free space, \
+                 move vectors.path or lower vectors.min_free_bytes",
+                self.settings.min_free_bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn is_settled(state: &State) -> bool {
+    match state {
+        State::Unopened => false,
+        State::Served(served) => served.is_sound(),
+        State::Absent | State::Removed => true,
+    }
+}
+
+/// Runs a blocking call when its turn comes. Once begun it is carried through, wait or not.
+pub(super) async fn blocking<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    call: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let turn = Arc::clone(turns).acquire_owned().await;
+    let turn = turn.map_err(|_| Fault::Refused(format!("{BACKEND} is closed")))?;
+    let run = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        call()
+    });
+    run.await.unwrap_or_else(|error| Err(Fault::Interrupted(format!("a call was given up: {error}"))))
+}

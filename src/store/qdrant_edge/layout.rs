@@ -1,0 +1,176 @@
+//! Where a partition's files lie, and the one small file that says which of them count.
+//!
+//! ```text
+//! root/<tenant>/<namespace>/<model>/watermark.json   which generation is served, and up to where it is durable
+//! root/<tenant>/<namespace>/<model>/<generation>/    a shard
+//! root/.trash/                                       what is being deleted; emptied at start
+//! ```
+//!
+//! **Invariant:** paths consist of identifiers, never of names that a caller chose.
+//! **Invariant:** a generation that `watermark.json` does not name is a leftover.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::Seq;
+use crate::store::partition::Partition;
+
+const WATERMARK: &str = "watermark.json";
+const TRASH: &str = ".trash";
+
+/// What is durable of a partition. Pointer and watermark in one file, so that they cannot disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Watermark {
+    /// The generation that is served; 0 when the partition has had no point yet and hence no shard.
+    pub(super) generation: u64,
+    /// Everything up to here is in its files.
+    pub(super) seq: Seq,
+    /// Since when its files may hold something deleted, milliseconds of Unix time.
+    pub(super) deleted_since: Option<i64>,
+}
+
+/// The folder of all shards.
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    trashed: AtomicU64,
+    /// Held while a partition's folders are made or removed, so that a parent is not removed under a child.
+    parents: Mutex<()>,
+}
+
+impl Layout {
+    /// Makes the root, closed to other users, and empties the trash.
+    pub(super) fn open(root: PathBuf) -> io::Result<Self> {
+        make_private(&root)?;
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
+        let trash = root.join(TRASH);
+        if trash.exists() {
+            fs::remove_dir_all(&trash)?;
+        }
+        make_private(&trash)?;
+        Ok(Self { root, trashed: AtomicU64::new(0), parents: Mutex::new(()) })
+    }
+
+    /// The folder of all shards.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The partition's folder, there or not.
+    pub(super) fn partition(&self, partition: &Partition) -> PathBuf {
+        self.root
+            .join(partition.tenant().to_string())
+            .join(partition.namespace().to_string())
+            .join(partition.model().as_str())
+    }
+
+    /// Makes the folder of a new generation.
+    pub(super) fn create_generation(&self, partition: &Path, generation: u64) -> io::Result<PathBuf> {
+        let path = partition.join(generation.to_string());
+        let _parents = self.parents.lock();
+        make_private(&path)?;
+        Ok(path)
+    }
+
+    /// Moves a folder out of the way in one step, then deletes it. What is not there is no error.
+    pub(super) fn discard(&self, path: &Path) -> io::Result<()> {
+        let number = self.trashed.fetch_add(1, Ordering::Relaxed);
+        let aside = self.root.join(TRASH).join(number.to_string());
+        match fs::rename(path, &aside) {
+            Ok(()) => fs::remove_dir_all(&aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a partition's folder, and those of its namespace and tenant when it was their last.
+    pub(super) fn discard_partition(&self, partition: &Path) -> io::Result<()> {
+        let _parents = self.parents.lock();
+        self.discard(partition)?;
+        for parent in partition.ancestors().skip(1).take(2) {
+            // Fails when another partition lives there, as it should.
+            if parent == self.root || fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the record of what is durable: nothing is.
+    pub(super) fn discard_watermark(&self, partition: &Path) -> io::Result<()> {
+        match fs::remove_file(partition.join(WATERMARK)) {
+            Ok(()) => sync_folder(partition),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records what is durable. Returns only once the record itself is.
+    pub(super) fn write_watermark(&self, partition: &Path, watermark: Watermark) -> io::Result<()> {
+        {
+            let _parents = self.parents.lock();
+            make_private(partition)?;
+        }
+        let draft = partition.join("watermark.json.new");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(&serde_json::to_vec(&watermark)?)?;
+        file.sync_all()?;
+        fs::rename(&draft, partition.join(WATERMARK))?;
+        sync_folder(partition)
+    }
+}
+
+/// What was recorded as durable; `None` when nothing was. Unreadable content is `InvalidData`.
+pub(super) fn read_watermark(partition: &Path) -> io::Result<Option<Watermark>> {
+    match fs::read(partition.join(WATERMARK)) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(io::Error::from)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The generations that have a folder.
+pub(super) fn generations(partition: &Path) -> io::Result<Vec<u64>> {
+    let entries = match fs::read_dir(partition) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    Ok(found)
+}
+
+/// Makes the entries of a folder and of those below it durable: a shard syncs its files, not their names.
+pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    sync_folder(path)
+}
+
+/// The bytes of the files directly in a folder; 0 when there is none.
+pub(super) fn folder_bytes(path: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
