@@ -11,8 +11,12 @@
 //! domain                  plain types
 //! ```
 
+pub mod config;
 pub mod domain;
 pub mod inference;
+pub mod jobs;
 pub mod pipeline;
+pub mod retrieval;
 pub mod store;
+pub mod telemetry;
 pub mod tenancy;

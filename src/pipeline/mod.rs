@@ -5,3 +5,4 @@
 pub mod chunk;
 pub mod extract;
 pub mod parse;
+pub mod process;

@@ -31,6 +31,6 @@ pub use hints::{RequestHints, TenantHint};
 pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
 pub use refusal::{Refusal, RefusalFacts, RefusalKind};
-pub use scope::{Principal, Role, TenantScope, reauthorise};
+pub use scope::{Principal, Role, TenantScope, authorise_purge, reauthorise};
 pub use settings::{AuthSettings, IssuerProfile};
 pub use token_signer::{MintError, MintedToken, TokenSigner};

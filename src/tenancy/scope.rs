@@ -159,3 +159,18 @@ pub async fn reauthorise(
         Permit::new(TenantScope::verified(&record, principal, &[Role::Writer], None))
     }))
 }
+
+/// The authority to delete what a deleted tenant left. `None` while the tenant is not deleted.
+///
+/// # Errors
+/// [`DirectoryError`] when the directory cannot be asked.
+pub async fn authorise_purge(
+    directory: &dyn Directory,
+    tenant: TenantId,
+) -> Result<Option<Permit<super::permit::Write>>, DirectoryError> {
+    let record = directory.tenant(tenant).await?.filter(|record| record.state == TenantState::Deleted);
+    Ok(record.map(|record| {
+        let principal = Principal::new("job", "purge");
+        Permit::new(TenantScope::verified(&record, principal, &[Role::Writer], None))
+    }))
+}

@@ -82,7 +82,7 @@ impl FileType {
     /// Every extension that is read, with its dot, sorted.
     #[must_use]
     pub fn supported_extensions() -> Vec<&'static str> {
-        vec![
+        let mut dotted = vec![
             ".csv",
             ".docx",
             ".epub",
@@ -97,7 +97,9 @@ impl FileType {
             ".pptx",
             ".txt",
             ".xlsx",
-        ]
+        ];
+        dotted.sort_unstable();
+        dotted
     }
 
     /// Whether the file is text, to be decoded before it is read.

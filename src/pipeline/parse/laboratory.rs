@@ -4,8 +4,7 @@
 
 use std::{fs, hint, io::Write, net, thread, time::Duration};
 
-use super::ParseError;
-use crate::domain::document::{Parsed, Section};
+use super::{ParseError, Parsed, Section};
 
 /// What a document must begin with to be obeyed; the rest is the command.
 const MARK: &[u8] = b"bulkhead laboratory: ";

@@ -26,6 +26,8 @@ mod wire;
 mod worker;
 
 use crate::domain::document::Parsed;
+#[cfg(any(test, feature = "laboratory"))]
+use crate::domain::document::Section;
 
 pub use error::{Bound, Damage, Found, ParseError};
 pub use file_type::FileType;

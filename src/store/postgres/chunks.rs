@@ -1,6 +1,6 @@
 //! Chunks: their text, read under row-level security, and exact search over their vectors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use pgvector::{SparseVector, Vector};
 use sqlx::postgres::PgRow;
@@ -156,6 +156,40 @@ impl Corpus {
             })
         };
         rows.iter().map(mention).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// The embeddings of documents that answer now, by the hash of what the model saw: an unchanged chunk of
+    /// a new version is not embedded again.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn embedding_list(
+        &self,
+        documents: &[String],
+    ) -> Result<HashMap<[u8; 16], Vec<f32>>, StoreError> {
+        const OPERATION: &str = "embedding.list";
+        if documents.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut tx = self.reader.begin().await?;
+        let rows: Vec<(Vec<u8>, Vector)> = sqlx::query_as(
+            "select c.text_hash, e.embedding from chunk c
+             join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
+                 and e.chunk_id = c.chunk_id
+             where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = any($4)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(self.partition.model().as_str())
+        .bind(documents)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(hash, vector)| Some((hash.try_into().ok()?, vector.to_vec())))
+            .collect())
     }
 
     /// Exact search in the database over what came after `since`: the whole corpus with [`Seq`] -1, or just

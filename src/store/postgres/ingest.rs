@@ -64,6 +64,8 @@ pub struct ProcessedDocument {
     pub document_id: String,
     /// The version that was processed.
     pub version: i64,
+    /// The title that the document gives itself, for a version that was accepted without one.
+    pub title: Option<String>,
     /// Its chunks.
     pub chunks: Vec<NewChunk>,
 }
@@ -150,6 +152,11 @@ impl CorpusWriter {
                      error = null, updated_at = $6
                  from unnest($3::text[], $4::bigint[], $5::int[]) as n(document_id, version, chunks)
                  where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id),
+             titles as (
+                 update document_version v set title = n.title
+                 from unnest($3::text[], $4::bigint[], $11::text[]) as n(document_id, version, title)
+                 where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
+                     and v.version = n.version and v.title is null and n.title is not null),
              old as (
                  delete from document_version v using unnest($3::text[], $4::bigint[]) as n(document_id, version)
                  where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
@@ -175,6 +182,7 @@ impl CorpusWriter {
         .bind(seq)
         .bind(&removed)
         .bind(written - i64::try_from(removed.len()).unwrap_or(i64::MAX))
+        .bind(live.iter().map(|document| document.title.as_deref()).collect::<Vec<_>>())
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;

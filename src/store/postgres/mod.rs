@@ -15,6 +15,7 @@ mod error;
 mod identifiers;
 pub mod ingest;
 pub mod jobs;
+pub mod labels;
 pub mod migrate;
 pub mod namespaces;
 pub(in crate::store) mod pools;

@@ -284,16 +284,6 @@ impl World {
         text
     }
 
-    /// Stores an operator's credential where a tenant's keys are.
-    pub(super) fn file_as_tenant_key(&self, text: &str, tenant: TenantId) {
-        let key = ApiKey::parse(text).expect("a key");
-        let stored = ApiKey::parse(&self.key(tenant)).expect("a key");
-        let mut keys = self.directory.keys.lock();
-        let mut record = keys.get(stored.id()).expect("stored").clone();
-        record.digest = key.digest(&KeyPepper::new(PEPPER));
-        keys.insert(key.id().to_owned(), record);
-    }
-
     pub(super) fn change_key(&self, text: &str, change: impl FnOnce(&mut KeyRecord)) {
         let key = ApiKey::parse(text).expect("a key");
         change(self.directory.keys.lock().get_mut(key.id()).expect("stored"));

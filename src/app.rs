@@ -1,0 +1,323 @@
+//! The composition root: builds a server from its settings, runs it until it is stopped.
+
+mod settings;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use settings::{DatabaseSettings, Settings};
+
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::ids::{IdSource, SystemIds};
+use crate::domain::lexical::Lexicon;
+use crate::inference::{Embedder, LanguageModel};
+use crate::jobs::projector::Projector;
+use crate::jobs::worker::Workers;
+use crate::pipeline::chunk::{ChunkSettings, Chunker};
+use crate::pipeline::extract::{ExtractSettings, Extractor};
+use crate::pipeline::parse::Parser;
+use crate::pipeline::process::Pipeline;
+use crate::retrieval::Engine;
+use crate::store::audit::Audit;
+use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
+use crate::store::postgres::roles::Role;
+use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
+use crate::store::postgres::server::{DataLock, PrivateServer, ServerPaths};
+use crate::store::postgres::{Postgres, RoleAddresses, migrate};
+use crate::store::qdrant_edge::EdgeIndex;
+use crate::store::uploads::Uploads;
+use crate::store::{Corpus, Stores};
+use crate::tenancy::{ApiKey, Authenticator, Directory, KeyKind, KeyPepper, TokenSigner};
+use crate::{http, telemetry};
+
+/// The stores and what guards them, without any model: what operators' commands need when no server runs.
+pub struct Foundation {
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Where identifiers come from.
+    pub ids: Arc<dyn IdSource>,
+    /// The stores.
+    pub stores: Stores,
+    /// Credentials.
+    pub authenticator: Arc<Authenticator>,
+    /// Keys of API keys' digests.
+    pub pepper: KeyPepper,
+    /// Signs the server's own tokens.
+    pub signer: Arc<TokenSigner>,
+    /// The audit log.
+    pub audit: Audit,
+    postgres: Postgres,
+    private: Option<PrivateServer>,
+    _lock: DataLock,
+}
+
+impl Foundation {
+    /// Opens the data folder, the database and the indexes of a model. Holds the data folder's lock until closed.
+    ///
+    /// # Errors
+    /// Says which part could not be had and what to do.
+    pub async fn open(settings: &Settings, model: &crate::inference::ModelInfo) -> anyhow::Result<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
+        let lock = DataLock::acquire(&settings.data_dir)?;
+        let data_dir = lock.data_dir().to_owned();
+        let (private, addresses) = database(settings, &data_dir, &lock).await?;
+        migrate::migrate(&addresses.owner, &model.id).await.context("the database could not be prepared")?;
+        migrate::require_isolation(&addresses.owner).await.context("the database does not keep tenants apart")?;
+        let postgres = Postgres::new(
+            &addresses,
+            &settings.database.pools,
+            model.id.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&ids),
+        );
+        let index = EdgeIndex::new(data_dir.join("shards"), model.dimension, settings.vectors.clone());
+        let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
+        let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
+
+        let secrets = data_dir.join("secrets");
+        let pepper = KeyPepper::load_or_create(&secrets.join("api-key-pepper"), ids.as_ref())?;
+        let signer = TokenSigner::load_or_create(
+            &secrets.join("token-key.pem"),
+            &settings.auth,
+            Arc::clone(&clock),
+            Arc::clone(&ids),
+        )?;
+        first_operator(&stores, &secrets.join("operator.key"), ids.as_ref(), &pepper).await?;
+        let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
+        let authenticator = Authenticator::new(
+            directory,
+            &settings.auth,
+            Arc::clone(&clock),
+            pepper.clone(),
+            Some(&signer),
+        )?;
+        let audit_key = crate::tenancy::secret_file::load_or_create(&secrets.join("audit-key"), ids.as_ref())?;
+        let audit = Audit::start(
+            Arc::new(stores.audit_log(&settings.node)),
+            settings.audit.clone(),
+            Arc::clone(&clock),
+            &audit_key,
+        );
+        Ok(Self {
+            clock,
+            ids,
+            stores,
+            authenticator: Arc::new(authenticator),
+            pepper,
+            signer: Arc::new(signer),
+            audit,
+            postgres,
+            private,
+            _lock: lock,
+        })
+    }
+
+    /// Writes what is queued, closes every connection, and stops the private database.
+    ///
+    /// # Errors
+    /// When the private database does not stop.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.audit.flush().await;
+        self.postgres.close().await;
+        if let Some(private) = self.private {
+            private.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of the database, private or given.
+async fn database(
+    settings: &Settings,
+    data_dir: &Path,
+    lock: &DataLock,
+) -> anyhow::Result<(Option<PrivateServer>, RoleAddresses)> {
+    let name = settings.database.name.as_str();
+    let administrator = settings.database.administrator().context("database.url_file cannot be read")?;
+    if let Some(url) = administrator {
+        let admin: PgConnectOptions = url.parse().context("the database's address cannot be read")?;
+        let secrets = RoleSecrets::load_or_create(&data_dir.join("secrets"), &SystemEntropy)?;
+        bootstrap(&admin, name, &secrets, ForeignSecrets::Refuse).await?;
+        let address = |role: Role| {
+            use secrecy::ExposeSecret;
+            admin.clone().username(role.name()).password(secrets.of(role).expose_secret()).database(name)
+        };
+        let addresses = RoleAddresses {
+            owner: address(Role::Owner),
+            app: address(Role::App),
+            auth: address(Role::Auth),
+            dispatch: address(Role::Dispatch),
+            control: address(Role::Control),
+        };
+        return Ok((None, addresses));
+    }
+    let paths = ServerPaths {
+        install: std::path::absolute(&settings.database.install)?,
+        data_dir: data_dir.to_owned(),
+    };
+    let server = PrivateServer::start(&paths, &settings.database.server, &SystemEntropy, lock).await?;
+    server.bootstrap(name).await?;
+    let addresses = server.addresses(name);
+    Ok((Some(server), addresses))
+}
+
+/// Makes the first operator credential and writes it where the command line finds it.
+async fn first_operator(
+    stores: &Stores,
+    file: &Path,
+    ids: &dyn IdSource,
+    pepper: &KeyPepper,
+) -> anyhow::Result<()> {
+    use secrecy::ExposeSecret;
+    if file.exists() && stores.operator_exists().await? {
+        return Ok(());
+    }
+    let key = ApiKey::generate(KeyKind::Operator, ids);
+    stores.operator_create(key.id(), key.digest(pepper), "first").await?;
+    crate::tenancy::secret_file::write(file, key.expose().expose_secret().as_bytes())
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    Ok(())
+}
+
+/// A server that runs.
+pub struct Server {
+    address: SocketAddr,
+    stop: CancellationToken,
+    http: http::Running,
+    background: Vec<JoinHandle<()>>,
+    foundation: Foundation,
+}
+
+impl Server {
+    /// Loads the models, opens the stores, and listens.
+    ///
+    /// # Errors
+    /// Says which part could not be had and what to do.
+    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let embedding = settings.embedding.clone();
+        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
+        let language_model = LanguageModel::new(&settings.language_model)?;
+        let foundation = Foundation::open(&settings, embedder.info()).await?;
+        let Foundation { clock, ids, stores, audit, .. } = &foundation;
+        let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
+        let stop = CancellationToken::new();
+        let wake = Arc::new(Notify::new());
+
+        let projector = Projector::new(
+            stores.clone(),
+            settings.projection.clone(),
+            settings.node.clone(),
+            Arc::clone(clock),
+        );
+        let lexicon = Arc::new(Lexicon::new(settings.lexical));
+        let pipeline = Pipeline {
+            parser: Arc::new(Parser::new(std::env::current_exe()?, settings.parse, settings.ingestion.workers)),
+            chunker: Chunker::new(
+                &embedder.tokenizer(),
+                ChunkSettings {
+                    max_tokens: settings.embedding.max_tokens,
+                    overlap_tokens: settings.ingestion.overlap_tokens,
+                    title_tokens: settings.ingestion.title_tokens,
+                },
+            )?,
+            extractor: Extractor::new(ExtractSettings::default()),
+            lexicon: Arc::clone(&lexicon),
+            embedder: embedder.clone(),
+            ids: Arc::clone(ids),
+            max_chunks: settings.ingestion.max_chunks,
+        };
+        let workers = Workers::new(
+            stores.clone(),
+            Arc::clone(&directory),
+            pipeline,
+            projector.clone(),
+            settings.ingestion.clone(),
+            Arc::clone(clock),
+            Arc::clone(&wake),
+        );
+        let kick = {
+            let projector = projector.clone();
+            Arc::new(move |corpus: &Corpus| projector.kick(corpus))
+        };
+        let engine = Engine::new(
+            embedder.clone(),
+            lexicon,
+            settings.retrieval.clone(),
+            Arc::clone(clock),
+            Arc::clone(&kick) as _,
+        );
+        let app = http::App {
+            stores: stores.clone(),
+            authenticator: Arc::clone(&foundation.authenticator),
+            signer: Arc::clone(&foundation.signer),
+            pepper: foundation.pepper.clone(),
+            audit: audit.clone(),
+            engine,
+            embedder,
+            language_model,
+            clock: Arc::clone(clock),
+            ids: Arc::clone(ids),
+            settings: settings.http.clone(),
+            max_queued: settings.ingestion.max_queued,
+            max_upload: settings.parse.input_bytes,
+            wake,
+            on_change: kick,
+            node: settings.node.clone(),
+        };
+        let http = http::serve(app, &settings.data_dir.join("admin.sock")).await?;
+        let address = http.address();
+        let background = vec![
+            tokio::spawn(workers.run(stop.clone())),
+            tokio::spawn(projector.run(directory, stop.clone())),
+        ];
+        tracing::info!(%address, "Bulkhead answers");
+        Ok(Self { address, stop, http, background, foundation })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order: no new requests, those that run end, then the work in the background, then the stores.
+    ///
+    /// # Errors
+    /// When the private database does not stop.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.http.stop().await;
+        self.stop.cancel();
+        for task in self.background {
+            task.await?;
+        }
+        self.foundation.close().await
+    }
+}
+
+/// Runs a server until it is told to stop by SIGINT or SIGTERM.
+///
+/// # Errors
+/// As [`Server::build`] and [`Server::stop`].
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    telemetry::start(&settings.telemetry)?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let server = Server::build(settings).await?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.stop().await
+}

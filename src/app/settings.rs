@@ -1,0 +1,113 @@
+//! All settings of a server, section by section.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::config::Validate;
+use crate::domain::lexical::LexicalSettings;
+use crate::http::HttpSettings;
+use crate::inference::{EmbeddingSettings, LanguageModelSettings};
+use crate::jobs::projector::ProjectionSettings;
+use crate::jobs::worker::IngestionSettings;
+use crate::pipeline::parse::ParseLimits;
+use crate::retrieval::RetrievalSettings;
+use crate::store::audit::AuditSettings;
+use crate::store::postgres::PoolSettings;
+use crate::store::postgres::server::ServerSettings;
+use crate::store::qdrant_edge::EdgeSettings;
+use crate::telemetry::TelemetrySettings;
+use crate::tenancy::AuthSettings;
+
+/// All settings. The defaults and their meaning are in `config/default.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// This server's name among others over the same stores.
+    pub node: String,
+    /// `[telemetry]`
+    pub telemetry: TelemetrySettings,
+    /// `[http]`
+    pub http: HttpSettings,
+    /// `[auth]`
+    pub auth: AuthSettings,
+    /// `[database]`
+    pub database: DatabaseSettings,
+    /// `[embedding]`
+    pub embedding: EmbeddingSettings,
+    /// `[language_model]`
+    pub language_model: LanguageModelSettings,
+    /// `[ingestion]`
+    pub ingestion: IngestionSettings,
+    /// `[parse]`
+    pub parse: ParseLimits,
+    /// `[lexical]`
+    pub lexical: LexicalSettings,
+    /// `[vectors]`
+    pub vectors: EdgeSettings,
+    /// `[projection]`
+    pub projection: ProjectionSettings,
+    /// `[retrieval]`
+    pub retrieval: RetrievalSettings,
+    /// `[audit]`
+    pub audit: AuditSettings,
+}
+
+/// The database: a private one, or one that is there already.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseSettings {
+    /// An administrator's address; empty: a private PostgreSQL is started.
+    pub url: String,
+    /// A file that holds the address.
+    pub url_file: Option<PathBuf>,
+    /// The database that is made in it.
+    pub name: String,
+    /// The private one's programs.
+    pub install: PathBuf,
+    /// `[database.pools]`
+    pub pools: PoolSettings,
+    /// `[database.server]`, of the private one.
+    pub server: ServerSettings,
+}
+
+impl DatabaseSettings {
+    /// The administrator's address, if one is given.
+    ///
+    /// # Errors
+    /// Says that the file cannot be read.
+    pub fn administrator(&self) -> Result<Option<String>, std::io::Error> {
+        let url = match &self.url_file {
+            Some(file) => std::fs::read_to_string(file)?.trim().to_owned(),
+            None => self.url.clone(),
+        };
+        Ok(Some(url).filter(|url| !url.is_empty()))
+    }
+}
+
+impl Validate for Settings {
+    fn faults(&self) -> Vec<String> {
+        let mut faults = self.auth.validate();
+        let mut require = |holds: bool, fault: &str| {
+            if !holds {
+                faults.push(fault.to_owned());
+            }
+        };
+        let node = self.node.as_str();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        require(!node.is_empty() && node.len() <= 63 && node.chars().all(plain), "node: 1 to 63 of A-Z a-z 0-9 - _");
+        require(!self.database.name.is_empty(), "database.name: must not be empty");
+        require(self.embedding.max_tokens >= 16, "embedding.max_tokens: at least 16");
+        require((1..=64).contains(&self.embedding.batch), "embedding.batch: 1 to 64");
+        require(self.ingestion.workers >= 1, "ingestion.workers: at least 1");
+        require(self.ingestion.lease_seconds >= 5, "ingestion.lease_seconds: at least 5");
+        require(self.ingestion.max_attempts >= 1, "ingestion.max_attempts: at least 1");
+        require((1..=10_000).contains(&self.retrieval.candidates), "retrieval.candidates: 1 to 10000");
+        require((1..=1000).contains(&self.retrieval.top_k), "retrieval.top_k: 1 to 1000");
+        require((1..=1000).contains(&self.retrieval.chunk_top_k), "retrieval.chunk_top_k: 1 to 1000");
+        require(self.lexical.average_length > 0.0, "lexical.average_length: more than 0");
+        faults
+    }
+}

@@ -1,0 +1,3 @@
+//! Work off the queue, away from requests.
+
+pub mod worker;

@@ -1,0 +1,204 @@
+//! From a task to what is written: read, cut, find entities and terms, embed.
+//!
+//! **Invariant:** nothing is written here, so a task can be begun again at any time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::chunk::{ChunkError, Chunker, embedding_text};
+use super::extract::Extractor;
+use super::parse::{FileType, ParseError, Parser, parse_text};
+use crate::domain::document::Parsed;
+use crate::domain::ids::{ChunkId, IdSource, NamespaceId, TenantId};
+use crate::domain::lexical::Lexicon;
+use crate::domain::names::NameHasher;
+use crate::inference::{Embedder, EmbedderError};
+use crate::store::postgres::ingest::{Mentions, NewChunk};
+use crate::store::postgres::jobs::IngestTask;
+use crate::store::vector::Terms;
+use crate::store::{CorpusWriter, StoreError};
+
+/// Why a task came to nothing this time.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The document cannot be read.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// The document is too large for one job.
+    #[error("the document has {found} chunks; at most {limit} are allowed")]
+    TooManyChunks {
+        /// What it has.
+        found: usize,
+        /// The setting `ingestion.max_chunks`.
+        limit: usize,
+    },
+    /// The upload is gone.
+    #[error("the uploaded file is gone")]
+    UploadGone,
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// The model failed or is stopping.
+    #[error(transparent)]
+    Embed(#[from] EmbedderError),
+    /// A store is away.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The analysis panicked.
+    #[error("the document's text could not be analysed")]
+    Analysis,
+}
+
+impl ProcessError {
+    /// Whether the same document would fail again.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Parse(error) => error.is_permanent(),
+            Self::TooManyChunks { .. } | Self::UploadGone | Self::Chunk(_) => true,
+            Self::Embed(_) | Self::Store(_) | Self::Analysis => false,
+        }
+    }
+}
+
+/// A chunk before its vector.
+#[derive(Debug)]
+pub struct Draft {
+    /// What the model is shown.
+    pub model_text: String,
+    /// The chunk; its embedding is empty until [`Pipeline::embed`].
+    pub chunk: NewChunk,
+}
+
+/// A document, cut.
+#[derive(Debug)]
+pub struct Drafts {
+    /// Its title: the one given, else its own.
+    pub title: Option<String>,
+    /// Its chunks.
+    pub chunks: Vec<Draft>,
+}
+
+/// The steps of ingestion with the models that they need.
+#[derive(Clone)]
+pub struct Pipeline {
+    /// Reads uploads.
+    pub parser: Arc<Parser>,
+    /// Cuts documents for the embedding model.
+    pub chunker: Chunker,
+    /// Finds entities.
+    pub extractor: Extractor,
+    /// Weighs terms.
+    pub lexicon: Arc<Lexicon>,
+    /// The embedding model.
+    pub embedder: Embedder,
+    /// Identities of new chunks.
+    pub ids: Arc<dyn IdSource>,
+    /// Chunks of one document, at most.
+    pub max_chunks: usize,
+}
+
+impl Pipeline {
+    /// Reads a document: a plain insert's text here, an upload in a child process.
+    ///
+    /// # Errors
+    /// `Parse`, `UploadGone` or `Store`.
+    pub async fn read(&self, corpus: &CorpusWriter, task: &IngestTask) -> Result<Parsed, ProcessError> {
+        if let Some(body) = &task.body {
+            return Ok(parse_text(body));
+        }
+        let upload = task.upload.ok_or(ProcessError::UploadGone)?;
+        let file_type = FileType::from_name(&task.file_name).ok_or(ParseError::Unsupported)?;
+        let bytes = corpus.upload_get(upload).await?.ok_or(ProcessError::UploadGone)?;
+        Ok(self.parser.parse(file_type, bytes).await?)
+    }
+
+    /// Cuts a document into chunks with their terms and entities. Off the async threads.
+    ///
+    /// # Errors
+    /// `Parse` when there is no text, `TooManyChunks`, `Chunk` or `Analysis`.
+    pub async fn analyse(
+        &self,
+        namespace: NamespaceId,
+        title: Option<String>,
+        parsed: Parsed,
+    ) -> Result<Drafts, ProcessError> {
+        let pipeline = self.clone();
+        tokio::task::spawn_blocking(move || pipeline.analyse_now(namespace, title, &parsed))
+            .await
+            .map_err(|_| ProcessError::Analysis)?
+    }
+
+    fn analyse_now(
+        &self,
+        namespace: NamespaceId,
+        title: Option<String>,
+        parsed: &Parsed,
+    ) -> Result<Drafts, ProcessError> {
+        let title = title.or_else(|| parsed.title.clone());
+        let pieces = self.chunker.chunk(title.as_deref(), &parsed.sections)?;
+        if pieces.is_empty() {
+            return Err(ParseError::Empty.into());
+        }
+        if pieces.len() > self.max_chunks {
+            return Err(ProcessError::TooManyChunks { found: pieces.len(), limit: self.max_chunks });
+        }
+        // Keyed by the namespace, so that keys of different tenants cannot be compared.
+        let hasher = NameHasher::new(namespace.0.as_bytes());
+        let mut drafts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let lead = self.chunker.lead(title.as_deref(), piece.heading.as_deref())?;
+            let model_text = embedding_text(&lead, &piece.text);
+            let (indices, values) = self.lexicon.document_terms(&model_text).into_iter().unzip();
+            let mut mentions = Mentions::default();
+            for mention in self.extractor.extract(title.as_deref(), piece.ordinal, &piece.text) {
+                mentions.keys.push(hasher.key(&mention.key).0.cast_signed());
+                mentions.names.push(mention.name);
+                mentions.kinds.push(mention.kind.as_str().to_owned());
+                mentions.counts.push(i16::try_from(mention.count).unwrap_or(i16::MAX));
+            }
+            let mut text_hash = [0; 16];
+            text_hash.copy_from_slice(&Sha256::digest(model_text.as_bytes())[..16]);
+            let chunk = NewChunk {
+                chunk: ChunkId(self.ids.uuid()),
+                ordinal: i32::try_from(piece.ordinal).unwrap_or(i32::MAX),
+                heading: piece.heading,
+                text: piece.text,
+                tokens: i32::try_from(piece.tokens).unwrap_or(i32::MAX),
+                text_hash,
+                embedding: Vec::new(),
+                terms: Terms { indices, values },
+                mentions,
+            };
+            drafts.push(Draft { model_text, chunk });
+        }
+        Ok(Drafts { title, chunks: drafts })
+    }
+
+    /// Gives drafts their vectors: those known from before, the model's for the others.
+    ///
+    /// # Errors
+    /// `Embed`.
+    pub async fn embed(
+        &self,
+        tenant: TenantId,
+        drafts: &mut [&mut Draft],
+        known: &HashMap<[u8; 16], Vec<f32>>,
+    ) -> Result<(), ProcessError> {
+        let mut missing = Vec::new();
+        for (at, draft) in drafts.iter_mut().enumerate() {
+            match known.get(&draft.chunk.text_hash) {
+                Some(vector) => draft.chunk.embedding.clone_from(vector),
+                None => missing.push(at),
+            }
+        }
+        let texts = missing.iter().map(|at| drafts[*at].model_text.clone()).collect();
+        let vectors = self.embedder.embed_documents(tenant, texts).await?;
+        for (at, vector) in std::iter::zip(missing, vectors) {
+            drafts[at].chunk.embedding = vector;
+        }
+        Ok(())
+    }
+}

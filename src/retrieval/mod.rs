@@ -1,0 +1,18 @@
+//! Answers: found in the indexes, checked against the record, cited.
+//!
+//! **Invariant:** retrieval is handed readers only, and text comes from PostgreSQL alone.
+//! **Invariant:** every hit passes the post-filter before anything is said of it.
+
+pub mod answer;
+pub mod engine;
+pub mod entities;
+pub mod fusion;
+mod graphs;
+mod post_filter;
+mod search;
+
+pub use answer::Answer;
+pub use engine::{
+    Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings,
+};
+pub use entities::{Entity, Relation};

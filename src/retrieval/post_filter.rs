@@ -1,0 +1,67 @@
+//! The last line: every hit against its partition's address, then against the record.
+//!
+//! A hit whose tag names another partition is *foreign*: the request fails and an alarm is raised. A hit
+//! whose row is gone or of another version is *stale*: trimmed, counted, refilled. A wrong row with a right
+//! tag cannot be seen here; row-level security is for that.
+
+use std::collections::HashMap;
+
+use super::engine::{OnForeignRow, RankedChunk, RetrievalError};
+use crate::domain::ids::ChunkId;
+use crate::store::postgres::chunks::ChunkRow;
+use crate::store::vector::{Found, Hit};
+use crate::store::{Corpus, Partition, StoreError};
+
+/// What the filter took out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Trimmed {
+    /// Hits of another partition.
+    pub(super) foreign: usize,
+    /// Hits whose row is gone or of another version.
+    pub(super) stale: usize,
+}
+
+/// Takes foreign hits out, or fails on the first.
+pub(super) fn own_hits(
+    partition: &Partition,
+    found: &mut Found,
+    policy: OnForeignRow,
+) -> Result<usize, RetrievalError> {
+    let own = |hit: &Hit| hit.tenant == partition.tenant() && hit.namespace == partition.namespace();
+    let foreign = found.dense.iter().chain(&found.lexical).filter(|hit| !own(hit)).count();
+    if foreign > 0 {
+        if policy == OnForeignRow::Fail {
+            return Err(RetrievalError::ForeignRow { count: foreign });
+        }
+        found.dense.retain(own);
+        found.lexical.retain(own);
+    }
+    Ok(foreign)
+}
+
+/// Reads the rows of the best candidates until `wanted` are there or none is left.
+pub(super) async fn rows(
+    corpus: &Corpus,
+    candidates: &[(ChunkId, f32)],
+    versions: &HashMap<ChunkId, i64>,
+    wanted: usize,
+) -> Result<(Vec<RankedChunk>, usize), StoreError> {
+    let mut ranked = Vec::with_capacity(wanted);
+    let mut stale = 0;
+    let mut rest = candidates;
+    while ranked.len() < wanted && !rest.is_empty() {
+        let (page, later) = rest.split_at((wanted - ranked.len()).min(rest.len()));
+        rest = later;
+        let ids: Vec<ChunkId> = page.iter().map(|(chunk, _)| *chunk).collect();
+        let mut rows: HashMap<ChunkId, ChunkRow> =
+            corpus.chunk_list(&ids).await?.into_iter().map(|row| (row.chunk, row)).collect();
+        for (chunk, score) in page {
+            let row = rows.remove(chunk);
+            match row.filter(|row| versions.get(chunk).is_none_or(|version| *version == row.version)) {
+                Some(row) => ranked.push(RankedChunk { row, score: *score }),
+                None => stale += 1,
+            }
+        }
+    }
+    Ok((ranked, stale))
+}

@@ -1,0 +1,161 @@
+//! Dense and lexical search over a corpus, fused into one ranking.
+
+use std::collections::HashMap;
+
+use super::engine::{Engine, Question, RetrievalError};
+use super::fusion::fuse;
+use super::post_filter::{Trimmed, own_hits};
+use crate::domain::Seq;
+use crate::domain::ids::{ChunkId, NamespaceName};
+use crate::domain::lexical::idf;
+use crate::store::postgres::namespaces::TermFrequencies;
+use crate::store::vector::{Found, Hit, Terms, VectorQuery};
+use crate::store::{Corpus, ErrorKind, TenantReader};
+
+/// A fused ranking, before its rows are read.
+pub(super) struct Ranking {
+    pub(super) corpus: Corpus,
+    /// Best first, each chunk once.
+    pub(super) fused: Vec<(ChunkId, f32)>,
+    /// The document's version that each hit's index entry was written for.
+    pub(super) versions: HashMap<ChunkId, i64>,
+    /// The question's vector, unit length.
+    pub(super) embedding: Vec<f32>,
+    /// `pgvector` when the database had to search instead of the index, or beside it.
+    pub(super) fallback: Option<&'static str>,
+    pub(super) trimmed: Trimmed,
+}
+
+impl Engine {
+    /// Ranks the chunks of a namespace; `None` when there is no such namespace.
+    pub(super) async fn rank(
+        &self,
+        reader: &TenantReader,
+        namespace: &NamespaceName,
+        question: &Question,
+    ) -> Result<Option<Ranking>, RetrievalError> {
+        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
+        let tenant = reader.scope().tenant();
+        // The counts of the question's terms are read while the model is busy with it.
+        let (opened, embedding) = tokio::join!(
+            reader.corpus_get_with_terms(namespace, &terms),
+            self.embedder.embed_question(tenant, vec![question.text.clone()]),
+        );
+        let Some((corpus, frequencies)) = opened? else { return Ok(None) };
+        let embedding = embedding?.into_iter().next().unwrap_or_default();
+        let query = VectorQuery {
+            embedding: Some(embedding.clone()),
+            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
+            limit: self.settings.candidates,
+        };
+        let (found, fallback, foreign) = self.search(&corpus, &query).await?;
+        let versions = found.dense.iter().chain(&found.lexical).map(|hit| (hit.chunk, hit.version)).collect();
+        let fused = fuse(&pairs(&found.dense), &pairs(&found.lexical), &self.settings.fusion);
+        Ok(Some(Ranking {
+            corpus,
+            fused: fused.into_iter().map(|(chunk, score)| (ChunkId(chunk), score)).collect(),
+            versions,
+            embedding,
+            fallback,
+            trimmed: Trimmed { foreign, stale: 0 },
+        }))
+    }
+
+    /// Searches the index, and the database for what the index does not have.
+    async fn search(
+        &self,
+        corpus: &Corpus,
+        query: &VectorQuery,
+    ) -> Result<(Found, Option<&'static str>, usize), RetrievalError> {
+        if corpus.chunks() == 0 {
+            return Ok((Found::default(), None, 0));
+        }
+        let mut found = match corpus.vector_search(query).await {
+            Ok(found) => found,
+            Err(error) if error.kind == ErrorKind::Foreign => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(tenant = %corpus.partition().tenant(), error = &error as &dyn std::error::Error,
+                    "the index cannot be searched; the database answers");
+                None
+            }
+        };
+        let mut foreign = 0;
+        if let Some(found) = &mut found {
+            foreign = own_hits(corpus.partition(), found, self.settings.on_foreign_row)?;
+        }
+        match found {
+            // What is foreign displaced what is ours: the whole corpus is searched again, exactly.
+            Some(found) if foreign == 0 && found.applied >= corpus.seq() => Ok((found, None, 0)),
+            Some(found) if foreign == 0 => {
+                (self.on_behind)(corpus);
+                let newer = corpus.chunk_search_exact(query, found.applied).await?;
+                Ok((merge(found, newer, query.limit), Some(FALLBACK), 0))
+            }
+            _ => {
+                (self.on_behind)(corpus);
+                let exact = corpus.chunk_search_exact(query, EVERYTHING).await?;
+                Ok((exact, Some(FALLBACK), foreign))
+            }
+        }
+    }
+
+    /// The ranking by exact search alone, when what the index found does not suffice.
+    pub(super) async fn rank_exactly(
+        &self,
+        ranking: &mut Ranking,
+        question: &Question,
+    ) -> Result<(), RetrievalError> {
+        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
+        let reader = ranking.corpus.tenant();
+        let Some((corpus, frequencies)) = reader.corpus_get_with_terms(ranking.corpus.name(), &terms).await?
+        else {
+            return Ok(());
+        };
+        let query = VectorQuery {
+            embedding: Some(ranking.embedding.clone()),
+            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
+            limit: self.settings.candidates,
+        };
+        let found = corpus.chunk_search_exact(&query, EVERYTHING).await?;
+        let fused = fuse(&pairs(&found.dense), &pairs(&found.lexical), &self.settings.fusion);
+        ranking.fused = fused.into_iter().map(|(chunk, score)| (ChunkId(chunk), score)).collect();
+        ranking.versions =
+            found.dense.iter().chain(&found.lexical).map(|hit| (hit.chunk, hit.version)).collect();
+        ranking.corpus = corpus;
+        ranking.fallback = Some(FALLBACK);
+        Ok(())
+    }
+}
+
+const FALLBACK: &str = "pgvector";
+/// Before the first change of any corpus.
+const EVERYTHING: Seq = Seq(-1);
+
+/// The question's terms, each weighed by how rare it is in this corpus.
+#[expect(clippy::cast_possible_truncation, reason = "an index wants 32-bit weights")]
+fn weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
+    let mut terms: Vec<(u32, u32)> = frequencies.chunks.clone();
+    terms.sort_unstable();
+    Terms {
+        indices: terms.iter().map(|(term, _)| *term).collect(),
+        values: terms.iter().map(|(_, count)| idf(corpus.chunks(), u64::from(*count)) as f32).collect(),
+    }
+}
+
+fn pairs(hits: &[Hit]) -> Vec<(uuid::Uuid, f32)> {
+    hits.iter().map(|hit| (hit.chunk.0, hit.score)).collect()
+}
+
+/// Both results as one; a chunk that is in both, since the index moved on meanwhile, counts once.
+fn merge(mut found: Found, newer: Found, limit: usize) -> Found {
+    let join = |mut hits: Vec<Hit>, newer: Vec<Hit>| {
+        hits.extend(newer);
+        hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk.cmp(&b.chunk)));
+        hits.dedup_by_key(|hit| hit.chunk);
+        hits.truncate(limit);
+        hits
+    };
+    found.dense = join(found.dense, newer.dense);
+    found.lexical = join(found.lexical, newer.lexical);
+    found
+}

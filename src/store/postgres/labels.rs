@@ -1,0 +1,161 @@
+//! What a graph is built from, and the names of its entities: merged when read, from live chunks only.
+
+use pgvector::Vector;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::error::failed;
+use crate::domain::Seq;
+use crate::domain::ids::ChunkId;
+use crate::store::error::StoreError;
+use crate::store::handles::Corpus;
+
+/// A chunk as a graph is built from it.
+#[derive(Debug, Clone)]
+pub struct GraphRow {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Its document.
+    pub document_id: String,
+    /// The document's title.
+    pub title: Option<String>,
+    /// The nearest heading.
+    pub heading: Option<String>,
+    /// The text, for the links that it names.
+    pub text: String,
+    /// Hashes of the entities' normalised names.
+    pub keys: Vec<i64>,
+    /// `[f32; dimension]`, unit length.
+    pub embedding: Vec<f32>,
+}
+
+/// By what labels are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelOrder {
+    /// By name.
+    Name,
+    /// Those first that most chunks mention.
+    Mentions,
+}
+
+impl Corpus {
+    /// A page of the chunks that came after `since`, ordered by chunk.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn graph_page(
+        &self,
+        since: Seq,
+        after: Option<ChunkId>,
+        limit: i64,
+    ) -> Result<Vec<GraphRow>, StoreError> {
+        const OPERATION: &str = "graph.page";
+        let mut tx = self.reader.begin().await?;
+        let rows = sqlx::query(
+            "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys, e.embedding
+             from chunk c
+             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
+                 and v.document_id = c.document_id and v.version = c.version
+             join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
+                 and e.chunk_id = c.chunk_id
+             left join chunk_mention m on m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = c.chunk_id
+             where c.tenant_id = $1 and c.namespace_id = $2 and c.seq > $4 and c.chunk_id > $5
+             order by c.chunk_id limit $6",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(self.partition.model().as_str())
+        .bind(since.0)
+        .bind(after.map_or(Uuid::nil(), |chunk| chunk.0))
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        let chunk = |row: &PgRow| {
+            Ok(GraphRow {
+                chunk: ChunkId(row.try_get("chunk_id")?),
+                document_id: row.try_get("document_id")?,
+                title: row.try_get("title")?,
+                heading: row.try_get("heading")?,
+                text: row.try_get("text")?,
+                keys: row.try_get("keys")?,
+                embedding: row.try_get::<Vector, _>("embedding")?.to_vec(),
+            })
+        };
+        rows.iter().map(chunk).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// Every chunk that is there now, in no order.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_ids(&self) -> Result<Vec<ChunkId>, StoreError> {
+        let mut tx = self.reader.begin().await?;
+        let ids: Vec<Uuid> =
+            sqlx::query_scalar("select chunk_id from chunk where tenant_id = $1 and namespace_id = $2")
+                .bind(self.partition.tenant().0)
+                .bind(self.partition.namespace().0)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed("chunk.ids"))?;
+        tx.commit().await?;
+        Ok(ids.into_iter().map(ChunkId).collect())
+    }
+
+    /// Names of entities, each in the form that the texts use most. `containing` looks for a part of a name,
+    /// whatever its case.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn label_list(
+        &self,
+        containing: Option<&str>,
+        order: LabelOrder,
+        limit: i64,
+    ) -> Result<Vec<String>, StoreError> {
+        let mut tx = self.reader.begin().await?;
+        let names = sqlx::query_scalar(
+            "with named as (
+                 select key, name, count(*) as mentions
+                 from chunk_mention m, unnest(m.keys, m.names) as u(key, name)
+                 where m.tenant_id = $1 and m.namespace_id = $2
+                 group by key, name),
+             entity as (
+                 select distinct on (key) key, name, sum(mentions) over (partition by key) as mentions
+                 from named order by key, mentions desc, name)
+             select name from entity where $3::text is null or position(lower($3) in lower(name)) > 0
+             order by case when $4 then mentions end desc, name limit $5",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(containing)
+        .bind(order == LabelOrder::Mentions)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("label.list"))?;
+        tx.commit().await?;
+        Ok(names)
+    }
+
+    /// Whether a live chunk mentions an entity of this key.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn entity_exists(&self, key: i64) -> Result<bool, StoreError> {
+        let mut tx = self.reader.begin().await?;
+        let exists = sqlx::query_scalar(
+            "select exists(select from chunk_mention where tenant_id = $1 and namespace_id = $2 and $3 = any(keys))",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(key)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("entity.exists"))?;
+        tx.commit().await?;
+        Ok(exists)
+    }
+}
