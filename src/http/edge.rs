@@ -1,0 +1,122 @@
+//! The outermost layer: request id, span, panics, headers of every answer, and problems in the form of their route.
+//!
+//! **Invariant:** whatever fails further in leaves here as a problem document; its causes are logged here, once.
+//! **Invariant:** the span names the route's pattern, never a path, query or header.
+
+use std::panic::AssertUnwindSafe;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header;
+use actix_web::middleware::Next;
+use actix_web::web::Data;
+use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
+use futures::FutureExt;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::form::{Answer, Form, protect};
+use super::identity::Caller;
+use super::problem::{Kind, Problem};
+use super::state::App;
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
+
+/// The id of a request, for answers and the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId(pub Uuid);
+
+/// Wraps every route of a server.
+pub(super) async fn edge(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let Some(app) = request.app_data::<Data<App>>().cloned() else {
+        let problem = Problem::internal("a server without its state");
+        return Err(Answer { problem, form: Form::Own, request_id: Uuid::nil() }.into());
+    };
+    let request_id = app.ids.uuid();
+    request.extensions_mut().insert(RequestId(request_id));
+    let pattern = request.match_pattern();
+    let form = Form::of(request.path(), pattern.as_deref());
+    let route = pattern.unwrap_or_default();
+    let span = tracing::info_span!("http.request", %request_id, method = %request.method(), route);
+    let begun = app.clock.instant();
+
+    let outcome = AssertUnwindSafe(next.call(request)).catch_unwind().instrument(span.clone()).await;
+    let response = match outcome {
+        Ok(Ok(response)) => response.map_into_boxed_body(),
+        // Neither has a request any more: the answer is rendered whole.
+        Ok(Err(error)) => {
+            let problem = problem_of(&error);
+            return Err(span.in_scope(|| told(Answer { problem, form, request_id }).into()));
+        }
+        Err(_panic) => {
+            let problem = Problem::internal("a handler panicked");
+            return Err(span.in_scope(|| told(Answer { problem, form, request_id }).into()));
+        }
+    };
+    let mut response = match failed(&response) {
+        Some(problem) => {
+            if problem.kind() == Kind::IsolationAlarm {
+                alarm(&app, response.request()).await;
+            }
+            let answer = span.in_scope(|| told(Answer { problem, form, request_id }));
+            response.into_response(answer.error_response())
+        }
+        None => response,
+    };
+    protect(response.headers_mut(), request_id);
+    let elapsed = app.clock.instant().saturating_duration_since(begun);
+    span.in_scope(|| {
+        tracing::info!(status = response.status().as_u16(), milliseconds = elapsed.as_millis(), "answered");
+    });
+    Ok(response)
+}
+
+/// The problem behind a response that failed; `None` when it is to go out as it is.
+fn failed(response: &ServiceResponse<BoxBody>) -> Option<Problem> {
+    let inner = response.response();
+    if let Some(error) = inner.error() {
+        return Some(problem_of(error));
+    }
+    // The router's own answers have no body of any type.
+    let status = response.status();
+    let bare = (status.is_client_error() || status.is_server_error()) && !inner.headers().contains_key(header::CONTENT_TYPE);
+    bare.then(|| {
+        let problem = Problem::of_status(status);
+        match inner.headers().get(header::ALLOW) {
+            Some(methods) => problem.with_header(header::ALLOW, methods.clone()),
+            None => problem,
+        }
+    })
+}
+
+fn problem_of(error: &Error) -> Problem {
+    match error.as_error::<Problem>() {
+        Some(problem) => problem.clone(),
+        None => Problem::of_status(error.as_response_error().status_code()).because(error.to_string()),
+    }
+}
+
+/// Logs an answer's causes, the one time that they are.
+fn told(answer: Answer) -> Answer {
+    let slug = answer.problem.kind().slug();
+    if let Some(causes) = answer.problem.causes() {
+        if answer.problem.status().is_server_error() {
+            tracing::error!(slug, causes, "the request failed");
+        } else {
+            tracing::debug!(slug, causes, "the request was refused");
+        }
+    }
+    answer
+}
+
+/// A foreign row stopped the request. The answer is the same whether the log takes the alarm or not.
+async fn alarm(app: &App, request: &HttpRequest) {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let Some(caller) = caller else { return };
+    let entry = AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
+    if let Err(error) = app.audit.record_alarm(caller.scope(), entry).await {
+        tracing::error!(error = &error as &dyn std::error::Error, "an alarm is not in the audit log");
+    }
+}

@@ -1,0 +1,321 @@
+//! Who asks: the extractors that come first in every handler, and the gate that all others wait at.
+//!
+//! The server polls a handler's extractors together, so that reading a body could begin before the permit is
+//! decided. Hence the gate: the first extractor leaves its decision in the request, and every other extractor
+//! of this module's floor waits for it before it looks at anything.
+//!
+//! **Invariant:** an extractor without a gate before it fails; nothing is read for a caller who is not let in.
+//! **Invariant:** a refusal by identity is in the audit log before it is answered.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::web::Data;
+use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use futures::FutureExt;
+use futures::future::{LocalBoxFuture, Shared};
+
+use super::problem::{Kind, Problem};
+use super::state::App;
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
+use crate::tenancy::{
+    Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RequestHints, TenantScope,
+};
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// A caller who was let in, whatever it may do. Streams keep it to ask again whether it still may.
+#[derive(Debug, Clone)]
+pub struct Caller(Authenticated);
+
+impl Caller {
+    /// The caller's authority.
+    #[must_use]
+    pub fn scope(&self) -> &TenantScope {
+        self.0.scope()
+    }
+
+    /// The verified credential.
+    #[must_use]
+    pub fn authenticated(&self) -> &Authenticated {
+        &self.0
+    }
+}
+
+/// Whom the gate let in.
+#[derive(Clone)]
+pub(super) enum Identity {
+    Tenant(Caller),
+    Operator(OperatorScope),
+}
+
+/// The decision that other extractors wait for.
+pub(super) type Gate = Shared<LocalBoxFuture<'static, Result<Identity, Problem>>>;
+
+struct GateSlot(Gate);
+
+/// Puts a decision before all extractors that follow.
+pub(super) fn close_gate(request: &HttpRequest, decision: impl Future<Output = Result<Identity, Problem>> + 'static) -> Gate {
+    // The future must not hold the request, which holds the future.
+    let gate = decision.boxed_local().shared();
+    request.extensions_mut().insert(GateSlot(gate.clone()));
+    gate
+}
+
+/// The decision that was made before this extractor.
+///
+/// # Errors
+/// A fault of ours when a handler's first extractor does not decide.
+pub(super) fn gate(request: &HttpRequest) -> Result<Gate, Problem> {
+    let slot = request.extensions().get::<GateSlot>().map(|slot| slot.0.clone());
+    slot.ok_or_else(|| Problem::internal("an extractor comes before the permit"))
+}
+
+/// The server's parts.
+pub(super) fn state(request: &HttpRequest) -> Result<Data<App>, Problem> {
+    request.app_data::<Data<App>>().cloned().ok_or_else(|| Problem::internal("a server without its state"))
+}
+
+/// The parts of a request's head that say who asks, without the request.
+struct Head {
+    authorization: Vec<HeaderValue>,
+    x_api_key: Vec<HeaderValue>,
+    host: Vec<HeaderValue>,
+    authority: Option<String>,
+    forwarded_host: Vec<HeaderValue>,
+    x_tenant_id: Vec<HeaderValue>,
+    peer: Option<IpAddr>,
+}
+
+fn values(headers: &HeaderMap, name: &HeaderName) -> Vec<HeaderValue> {
+    headers.get_all(name).cloned().collect()
+}
+
+fn bytes(values: &[HeaderValue]) -> Vec<&[u8]> {
+    values.iter().map(HeaderValue::as_bytes).collect()
+}
+
+impl Head {
+    fn of(request: &HttpRequest) -> Self {
+        let headers = request.headers();
+        Self {
+            authorization: values(headers, &header::AUTHORIZATION),
+            x_api_key: values(headers, &X_API_KEY),
+            host: values(headers, &header::HOST),
+            authority: request.uri().authority().map(|authority| authority.as_str().to_owned()),
+            forwarded_host: values(headers, &X_FORWARDED_HOST),
+            x_tenant_id: values(headers, &X_TENANT_ID),
+            peer: request.peer_addr().map(|peer| peer.ip()),
+        }
+    }
+
+    fn credentials(&self) -> PresentedCredentials<'_> {
+        PresentedCredentials { authorization: bytes(&self.authorization), x_api_key: bytes(&self.x_api_key) }
+    }
+
+    fn hints(&self) -> RequestHints<'_> {
+        let mut host = bytes(&self.host);
+        host.extend(self.authority.as_deref().map(str::as_bytes));
+        RequestHints {
+            host,
+            forwarded_host: bytes(&self.forwarded_host),
+            x_tenant_id: bytes(&self.x_tenant_id),
+            peer: self.peer,
+        }
+    }
+}
+
+/// Refuses, once it is written down. Where it cannot be, the answer is 503, which says nothing of the credential.
+pub(super) async fn refused(app: &App, refusal: Refusal) -> Problem {
+    let problem = Problem::from(refusal.clone());
+    if problem.kind() == Kind::Unavailable {
+        return problem;
+    }
+    let facts = refusal.facts();
+    let entry = AuditEntry::new(AuditKind::Refusal, "request.refused", Decision::Denied)
+        .because(&format!("{}: {}", refusal.kind().slug(), facts.reason))
+        .asking_for(facts.asked_for.iter().map(ToString::to_string))
+        .with_ids(facts.presented.iter());
+    match app.audit.record_refusal(facts.principal.as_ref(), facts.tenant, entry).await {
+        Ok(()) => problem,
+        Err(error) => Problem::new(Kind::Unavailable).because(error),
+    }
+}
+
+/// Verifies a tenant's credential and counts the request; `allowed` then says whether the role suffices.
+async fn admit(
+    app: Data<App>,
+    head: Head,
+    allowed: fn(&TenantScope) -> Result<(), Denied>,
+) -> Result<Identity, Problem> {
+    let caller = match app.authenticator.authenticate(&head.credentials(), &head.hints()).await {
+        Ok(authenticated) => Caller(authenticated),
+        Err(refusal) => return Err(refused(&app, refusal).await),
+    };
+    if let Err(wait) = app.meters.request(caller.scope().tenant()) {
+        return Err(over_limit(&app, wait));
+    }
+    if let Err(denied) = allowed(caller.scope()) {
+        return Err(refused(&app, Refusal::missing_role(caller.scope(), &denied)).await);
+    }
+    Ok(Identity::Tenant(caller))
+}
+
+fn over_limit(app: &App, wait: std::time::Duration) -> Problem {
+    let seconds = wait.as_secs() + 1;
+    let field = |name, value: u64| (HeaderName::from_static(name), HeaderValue::from(value));
+    let limits = [
+        field("ratelimit-limit", u64::from(app.limits.request_burst)),
+        field("ratelimit-remaining", 0),
+        field("ratelimit-reset", seconds),
+    ];
+    let problem = Problem::new(Kind::RateLimited).retry_after(wait);
+    limits.into_iter().fold(problem, |problem, (name, value)| problem.with_header(name, value))
+}
+
+type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
+
+/// Closes the gate for a tenant's caller, and waits for the decision.
+fn tenant_gate<T: 'static>(
+    request: &HttpRequest,
+    allowed: fn(&TenantScope) -> Result<(), Denied>,
+    finish: impl FnOnce(Caller) -> Result<T, Problem> + 'static,
+) -> Extraction<T> {
+    let app = match state(request) {
+        Ok(app) => app,
+        Err(problem) => return Box::pin(async { Err(problem) }),
+    };
+    let gate = close_gate(request, admit(app, Head::of(request), allowed));
+    let request = request.clone();
+    Box::pin(async move {
+        let Identity::Tenant(caller) = gate.await? else {
+            return Err(Problem::internal("an operator at a tenant's gate"));
+        };
+        request.extensions_mut().insert(caller.clone());
+        finish(caller)
+    })
+}
+
+impl<A: Action> FromRequest for Permit<A> {
+    type Error = Problem;
+    type Future = Extraction<Self>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        tenant_gate(
+            request,
+            |scope| scope.permit::<A>().map(drop),
+            |caller| caller.scope().permit::<A>().map_err(|denied| Problem::new(Kind::MissingRole).because(denied)),
+        )
+    }
+}
+
+/// First in a handler, it lets in any caller of a tenant, with or without a role. After a permit, it is the
+/// caller that the permit was given to.
+impl FromRequest for Caller {
+    type Error = Problem;
+    type Future = Extraction<Self>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        match gate(request) {
+            Ok(gate) => Box::pin(async move {
+                match gate.await? {
+                    Identity::Tenant(caller) => Ok(caller),
+                    Identity::Operator(_) => Err(Problem::internal("an operator at a tenant's gate")),
+                }
+            }),
+            Err(_) => tenant_gate(request, |_| Ok(()), Ok),
+        }
+    }
+}
+
+/// A caller where none is needed: absent without a credential, refused with a wrong one.
+pub struct PossibleCaller(pub Option<Caller>);
+
+impl FromRequest for PossibleCaller {
+    type Error = Problem;
+    type Future = Extraction<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let headers = request.headers();
+        if headers.contains_key(header::AUTHORIZATION) || headers.contains_key(X_API_KEY) {
+            let caller = Caller::from_request(request, payload);
+            Box::pin(async move { Ok(Self(Some(caller.await?))) })
+        } else {
+            Box::pin(async { Ok(Self(None)) })
+        }
+    }
+}
+
+impl FromRequest for OperatorScope {
+    type Error = Problem;
+    type Future = Extraction<Self>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        let app = match state(request) {
+            Ok(app) => app,
+            Err(problem) => return Box::pin(async { Err(problem) }),
+        };
+        let head = Head::of(request);
+        let gate = close_gate(request, async move {
+            match app.authenticator.authenticate_operator(&head.credentials()).await {
+                Ok(operator) => Ok(Identity::Operator(operator)),
+                Err(refusal) => Err(refused(&app, refusal).await),
+            }
+        });
+        Box::pin(async move {
+            match gate.await? {
+                Identity::Operator(operator) => Ok(operator),
+                Identity::Tenant(_) => Err(Problem::internal("a tenant at the operators' gate")),
+            }
+        })
+    }
+}
+
+/// Room for another job in the tenant's queue, asked for before a body is read. The answer that counts is
+/// given when the document is accepted.
+pub struct Room;
+
+impl FromRequest for Room {
+    type Error = Problem;
+    type Future = Extraction<Self>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        let (before, app) = match (gate(request), state(request)) {
+            (Ok(before), Ok(app)) => (before, app),
+            (Err(problem), _) | (_, Err(problem)) => return Box::pin(async { Err(problem) }),
+        };
+        let gate = close_gate(request, async move {
+            let identity = before.await?;
+            let Identity::Tenant(caller) = &identity else {
+                return Err(Problem::internal("an operator at a tenant's gate"));
+            };
+            let permit = caller.scope().permit::<crate::tenancy::Read>();
+            let permit = permit.map_err(|denied| Problem::new(Kind::MissingRole).because(denied))?;
+            let counts = app.stores.reader(&permit).job_counts().await?;
+            if counts.queued + counts.running >= app.limits.max_queued_jobs {
+                return Err(queue_full());
+            }
+            Ok(identity)
+        });
+        Box::pin(async move { gate.await.map(|_| Self) })
+    }
+}
+
+/// More jobs would wait than the tenant may have.
+pub(super) fn queue_full() -> Problem {
+    Problem::new(Kind::RateLimited)
+        .saying("Too many of this tenant's documents wait to be processed.")
+        .retry_after(std::time::Duration::from_secs(5))
+}
+
+/// Keeps the compiler from making the state shareable by accident only.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Arc<App>>();
+};
