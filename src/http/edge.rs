@@ -81,7 +81,8 @@ fn failed(response: &ServiceResponse<BoxBody>) -> Option<Problem> {
     }
     // The router's own answers have no body of any type.
     let status = response.status();
-    let bare = (status.is_client_error() || status.is_server_error()) && !inner.headers().contains_key(header::CONTENT_TYPE);
+    let bare = (status.is_client_error() || status.is_server_error())
+        && !inner.headers().contains_key(header::CONTENT_TYPE);
     bare.then(|| {
         let problem = Problem::of_status(status);
         match inner.headers().get(header::ALLOW) {
@@ -115,7 +116,8 @@ fn told(answer: Answer) -> Answer {
 async fn alarm(app: &App, request: &HttpRequest) {
     let caller = request.extensions().get::<Caller>().cloned();
     let Some(caller) = caller else { return };
-    let entry = AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
+    let entry =
+        AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
     if let Err(error) = app.audit.record_alarm(caller.scope(), entry).await {
         tracing::error!(error = &error as &dyn std::error::Error, "an alarm is not in the audit log");
     }

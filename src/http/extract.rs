@@ -21,10 +21,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
+pub(super) type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
 
 /// Reads something of the head once the caller was let in.
-fn behind_gate<T: 'static>(request: &HttpRequest, value: impl FnOnce(&HttpRequest) -> Result<T, Problem>) -> Extraction<T> {
+pub(super) fn behind_gate<T: 'static>(
+    request: &HttpRequest,
+    value: impl FnOnce(&HttpRequest) -> Result<T, Problem>,
+) -> Extraction<T> {
     let gate = gate(request);
     let value = value(request);
     Box::pin(async move {
@@ -116,7 +119,13 @@ impl FromRequest for DocumentPath {
             DocumentId::parse(&raw).map(Self).map_err(|rule| {
                 if request.method() == actix_web::http::Method::PUT {
                     let loc = vec![json!("path"), json!("id")];
-                    let field = FieldError { rule: "value_error", loc, msg: rule.0.to_owned(), input: Value::Null, ctx: None };
+                    let field = FieldError {
+                        rule: "value_error",
+                        loc,
+                        msg: rule.0.to_owned(),
+                        input: Value::Null,
+                        ctx: None,
+                    };
                     Problem::invalid(vec![field])
                 } else {
                     Problem::not_found()
@@ -149,7 +158,8 @@ impl FromRequest for TrackPath {
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         behind_gate(request, |request| {
             let raw = path_part(request, "track_id").ok_or_else(Problem::not_found)?;
-            let known_form = raw.len() <= 64 && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+            let known_form =
+                raw.len() <= 64 && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
             Ok(Self { raw, known_form })
         })
     }
@@ -183,10 +193,13 @@ impl FromRequest for IdempotencyKey {
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         behind_gate(request, |request| {
             let malformed = || {
-                Problem::new(Kind::BadRequest).saying("`Idempotency-Key` is one value of 1 to 255 visible characters.")
+                Problem::new(Kind::BadRequest)
+                    .saying("`Idempotency-Key` is one value of 1 to 255 visible characters.")
             };
             let key = one(request.headers(), &[IDEMPOTENCY_KEY]).map_err(|()| malformed())?;
-            if key.is_some_and(|key| key.is_empty() || key.len() > 255 || !key.bytes().all(|b| (0x20..0x7f).contains(&b))) {
+            if key.is_some_and(|key| {
+                key.is_empty() || key.len() > 255 || !key.bytes().all(|b| (0x20..0x7f).contains(&b))
+            }) {
                 return Err(malformed());
             }
             Ok(Self(key.map(str::to_owned)))
@@ -226,7 +239,10 @@ impl FromRequest for LastEventId {
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         behind_gate(request, |request| {
-            let id = request.headers().get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            let id = request
+                .headers()
+                .get(&LAST_EVENT_ID)
+                .and_then(|value| value.to_str().ok()?.trim().parse().ok());
             Ok(Self(id))
         })
     }

@@ -1,8 +1,8 @@
 //! The form of a problem, chosen by route in this one place: LightRAG's, OpenAI's and Ollama's clients each
 //! look for the words in a field of their own, and every form is a problem document (RFC 9457) besides.
 
-use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -28,14 +28,22 @@ pub(super) enum Form {
 }
 
 /// Our own routes among LightRAG's.
-const OWN: [&str; 6] =
-    ["/documents/{id}", "/documents/track_status/{track_id}/events", "/namespaces", "/jobs", "/admin", "/auth/whoami"];
+const OWN: [&str; 6] = [
+    "/documents/{id}",
+    "/documents/track_status/{track_id}/events",
+    "/namespaces",
+    "/jobs",
+    "/admin",
+    "/auth/whoami",
+];
 
 impl Form {
     /// The form of a route, given the request's path and the pattern that it matched.
     pub(super) fn of(path: &str, pattern: Option<&str>) -> Self {
         let own = |pattern: &str| {
-            OWN.iter().any(|own| pattern == *own || pattern.strip_prefix(own).is_some_and(|rest| rest.starts_with('/')))
+            OWN.iter().any(|own| {
+                pattern == *own || pattern.strip_prefix(own).is_some_and(|rest| rest.starts_with('/'))
+            })
         };
         if path.starts_with("/v1/") {
             Self::OpenAi
@@ -87,7 +95,8 @@ impl Answer {
         }
         match self.form {
             Form::OpenAi => {
-                let error = json!({"message": detail, "type": openai_type(kind), "param": null, "code": kind.slug()});
+                let error =
+                    json!({"message": detail, "type": openai_type(kind), "param": null, "code": kind.slug()});
                 add("error", error);
             }
             Form::Ollama => add("error", json!(detail)),
@@ -171,7 +180,13 @@ mod tests {
     fn answer(kind: Kind, form: Form) -> Answer {
         let problem = if kind == Kind::InvalidBody {
             let loc = vec![json!("body"), json!("text")];
-            Problem::invalid(vec![FieldError { rule: "missing", loc, msg: "Field required".into(), input: json!({}), ctx: None }])
+            Problem::invalid(vec![FieldError {
+                rule: "missing",
+                loc,
+                msg: "Field required".into(),
+                input: json!({}),
+                ctx: None,
+            }])
         } else {
             Problem::new(kind)
         };
@@ -183,7 +198,10 @@ mod tests {
         let body = answer(Kind::InvalidBody, Form::LightRag).body();
         assert_eq!(body["detail"][0]["type"], "missing");
         let body = answer(Kind::InvalidBody, Form::Own).body();
-        assert_eq!((&body["detail"], &body["errors"][0]["loc"][1]), (&json!("body.text: Field required"), &json!("text")));
+        assert_eq!(
+            (&body["detail"], &body["errors"][0]["loc"][1]),
+            (&json!("body.text: Field required"), &json!("text"))
+        );
         let body = answer(Kind::NotFound, Form::OpenAi).body();
         assert_eq!((&body["error"]["code"], &body["status"]), (&json!("not-found"), &json!(404)));
         assert!(answer(Kind::NotFound, Form::Ollama).body()["error"].is_string());

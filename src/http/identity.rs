@@ -10,7 +10,6 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +22,8 @@ use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::tenancy::{
-    Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RequestHints, TenantScope,
+    Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RequestHints,
+    TenantScope,
 };
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -61,7 +61,10 @@ pub(super) type Gate = Shared<LocalBoxFuture<'static, Result<Identity, Problem>>
 struct GateSlot(Gate);
 
 /// Puts a decision before all extractors that follow.
-pub(super) fn close_gate(request: &HttpRequest, decision: impl Future<Output = Result<Identity, Problem>> + 'static) -> Gate {
+pub(super) fn close_gate(
+    request: &HttpRequest,
+    decision: impl Future<Output = Result<Identity, Problem>> + 'static,
+) -> Gate {
     // The future must not hold the request, which holds the future.
     let gate = decision.boxed_local().shared();
     request.extensions_mut().insert(GateSlot(gate.clone()));
@@ -210,7 +213,9 @@ impl<A: Action> FromRequest for Permit<A> {
         tenant_gate(
             request,
             |scope| scope.permit::<A>().map(drop),
-            |caller| caller.scope().permit::<A>().map_err(|denied| Problem::new(Kind::MissingRole).because(denied)),
+            |caller| {
+                caller.scope().permit::<A>().map_err(|denied| Problem::new(Kind::MissingRole).because(denied))
+            },
         )
     }
 }
@@ -313,9 +318,3 @@ pub(super) fn queue_full() -> Problem {
         .saying("Too many of this tenant's documents wait to be processed.")
         .retry_after(std::time::Duration::from_secs(5))
 }
-
-/// Keeps the compiler from making the state shareable by accident only.
-const _: fn() = || {
-    fn shared<T: Send + Sync>() {}
-    shared::<Arc<App>>();
-};

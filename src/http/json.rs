@@ -19,8 +19,16 @@ use super::identity::{gate, state};
 use super::problem::{FieldError, Kind, Problem};
 
 /// Names by which a body or a document's metadata would name a tenant.
-const TENANT_NAMES: [&str; 8] =
-    ["tenant", "tenant_id", "tenantid", "tenant_slug", "tenant_name", "x_tenant_id", "x-tenant-id", "bulkhead_tenant"];
+const TENANT_NAMES: [&str; 8] = [
+    "tenant",
+    "tenant_id",
+    "tenantid",
+    "tenant_slug",
+    "tenant_name",
+    "x_tenant_id",
+    "x-tenant-id",
+    "bulkhead_tenant",
+];
 /// The longest text that an error repeats, bytes.
 const MAX_INPUT: usize = 100;
 
@@ -36,7 +44,14 @@ pub struct Faults(Vec<FieldError>);
 
 impl Faults {
     /// Adds a fault of a field of the body.
-    pub fn body(&mut self, rule: &'static str, path: &[Value], msg: impl Into<String>, input: &Value, ctx: Option<Value>) {
+    pub fn body(
+        &mut self,
+        rule: &'static str,
+        path: &[Value],
+        msg: impl Into<String>,
+        input: &Value,
+        ctx: Option<Value>,
+    ) {
         let mut loc = vec![json!("body")];
         loc.extend_from_slice(path);
         self.0.push(FieldError { rule, loc, msg: msg.into(), input: short(input), ctx });
@@ -53,10 +68,22 @@ impl Faults {
         let input = Value::from(if text.len() > MAX_INPUT { "" } else { text });
         if length < min {
             let (s, ctx) = (if min == 1 { "" } else { "s" }, json!({"min_length": min}));
-            self.body("string_too_short", path, format!("String should have at least {min} character{s}"), &input, Some(ctx));
+            self.body(
+                "string_too_short",
+                path,
+                format!("String should have at least {min} character{s}"),
+                &input,
+                Some(ctx),
+            );
         } else if length > max {
             let ctx = json!({"max_length": max});
-            self.body("string_too_long", path, format!("String should have at most {max} characters"), &input, Some(ctx));
+            self.body(
+                "string_too_long",
+                path,
+                format!("String should have at most {max} characters"),
+                &input,
+                Some(ctx),
+            );
         }
     }
 
@@ -77,10 +104,22 @@ impl Faults {
         let path = [json!(name)];
         if length < min {
             let msg = format!("List should have at least {min} item after validation, not {length}");
-            self.body("too_short", &path, msg, &json!([]), Some(json!({"min_length": min, "actual_length": length})));
+            self.body(
+                "too_short",
+                &path,
+                msg,
+                &json!([]),
+                Some(json!({"min_length": min, "actual_length": length})),
+            );
         } else if length > max {
             let msg = format!("List should have at most {max} items after validation, not {length}");
-            self.body("too_long", &path, msg, &json!([]), Some(json!({"max_length": max, "actual_length": length})));
+            self.body(
+                "too_long",
+                &path,
+                msg,
+                &json!([]),
+                Some(json!({"max_length": max, "actual_length": length})),
+            );
         }
     }
 
@@ -199,24 +238,33 @@ fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     let wrong = || Problem::new(Kind::UnsupportedMediaType);
     let media_type = request.mime_type().map_err(|_| wrong())?.ok_or_else(wrong)?;
     let json = media_type.subtype() == "json" || media_type.suffix().is_some_and(|suffix| suffix == "json");
-    let utf8 = media_type.get_param("charset").is_none_or(|charset| charset.as_str().eq_ignore_ascii_case("utf-8"));
+    let utf8 =
+        media_type.get_param("charset").is_none_or(|charset| charset.as_str().eq_ignore_ascii_case("utf-8"));
     if json && utf8 { Ok(()) } else { Err(wrong()) }
 }
 
 /// The whole body, unless it is larger than `most` bytes.
 async fn receive(request: &HttpRequest, mut payload: Payload, most: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Kind::TooLarge).saying(format!("A body of this route has at most {most} bytes."));
-    let stated = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let too_large =
+        || Problem::new(Kind::TooLarge).saying(format!("A body of this route has at most {most} bytes."));
+    let stated = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > most) {
         return Err(too_large());
     }
     if request.headers().contains_key(header::CONTENT_ENCODING) {
-        return Err(Problem::new(Kind::UnsupportedMediaType).saying("Send the body without a content encoding."));
+        return Err(
+            Problem::new(Kind::UnsupportedMediaType).saying("Send the body without a content encoding.")
+        );
     }
     let mut body = BytesMut::with_capacity(stated.unwrap_or(0).min(64 * 1024));
     while let Some(piece) = payload.next().await {
         let piece = piece.map_err(|error| {
-            Problem::new(Kind::BadRequest).saying("The body ended before it was whole.").because(error.to_string())
+            Problem::new(Kind::BadRequest)
+                .saying("The body ended before it was whole.")
+                .because(error.to_string())
         })?;
         if body.len() + piece.len() > most {
             return Err(too_large());
@@ -241,7 +289,13 @@ pub(super) fn parse<T: DeserializeOwned + Check>(bytes: &[u8]) -> Result<T, Prob
         Problem::invalid(faults.0)
     })?;
     if let Some(name) = value.as_object().and_then(tenant_named) {
-        faults.body("extra_forbidden", &[json!(name)], "The tenant comes from the credential alone", &json!({}), None);
+        faults.body(
+            "extra_forbidden",
+            &[json!(name)],
+            "The tenant comes from the credential alone",
+            &json!({}),
+            None,
+        );
     }
     no_nul(&value, &mut Vec::new(), &mut faults);
     faults.end()?;
@@ -253,12 +307,16 @@ pub(super) fn parse<T: DeserializeOwned + Check>(bytes: &[u8]) -> Result<T, Prob
 }
 
 fn offset(text: &str, line: usize, column: usize) -> usize {
-    text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum::<usize>() + column.saturating_sub(1)
+    text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum::<usize>()
+        + column.saturating_sub(1)
 }
 
 /// The field that names a tenant, if there is one.
 pub(super) fn tenant_named(object: &Map<String, Value>) -> Option<&str> {
-    object.keys().map(String::as_str).find(|name| TENANT_NAMES.contains(&name.trim().to_ascii_lowercase().as_str()))
+    object
+        .keys()
+        .map(String::as_str)
+        .find(|name| TENANT_NAMES.contains(&name.trim().to_ascii_lowercase().as_str()))
 }
 
 /// A NUL character can be in JSON and cannot be in a text of PostgreSQL.
@@ -317,16 +375,28 @@ fn wrong_form(value: &Value, error: &serde_path_to_error::Error<serde_json::Erro
             path.push(json!(name));
         }
         faults.body("extra_forbidden", &path, "Extra inputs are not permitted", &Value::Null, None);
-    } else if let Some(expected) = message.strip_prefix("unknown variant `").and_then(|rest| rest.split_once("expected ")) {
+    } else if let Some(expected) =
+        message.strip_prefix("unknown variant `").and_then(|rest| rest.split_once("expected "))
+    {
         let expected = expected.1.replace('`', "'");
-        faults.body("enum", &path, format!("Input should be {expected}"), &input, Some(json!({"expected": expected})));
+        faults.body(
+            "enum",
+            &path,
+            format!("Input should be {expected}"),
+            &input,
+            Some(json!({"expected": expected})),
+        );
     } else {
         let rule = match message.rsplit_once("expected ").map(|(_, expected)| expected) {
-            Some(expected) if expected.starts_with("a string") || expected.starts_with("string") => "string_type",
+            Some(expected) if expected.starts_with("a string") || expected.starts_with("string") => {
+                "string_type"
+            }
             Some(expected) if expected.starts_with("a sequence") => "list_type",
             Some(expected) if expected.starts_with("a boolean") => "bool_type",
             Some(expected) if expected.starts_with('i') || expected.starts_with('u') => "int_type",
-            Some(expected) if expected.starts_with("struct") || expected.starts_with("a map") => "model_attributes_type",
+            Some(expected) if expected.starts_with("struct") || expected.starts_with("a map") => {
+                "model_attributes_type"
+            }
             _ => "value_error",
         };
         let msg = match rule {
@@ -350,7 +420,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Deserialize)]
-    struct Text {
+    struct Form {
         text: String,
         #[serde(default)]
         page: Option<i64>,
@@ -364,7 +434,7 @@ mod tests {
         Local,
     }
 
-    impl Check for Text {
+    impl Check for Form {
         fn check(&self, faults: &mut Faults) {
             faults.text("text", &self.text, 1, 10);
             if let Some(page) = self.page {
@@ -375,7 +445,7 @@ mod tests {
     }
 
     fn fault(body: &str) -> (&'static str, Vec<Value>, Value) {
-        let problem = parse::<Text>(body.as_bytes()).expect_err("refused");
+        let problem = parse::<Form>(body.as_bytes()).expect_err("refused");
         let field = &problem.fields()[0];
         (field.rule, field.loc.clone(), field.input.clone())
     }
@@ -400,7 +470,7 @@ mod tests {
             let body = json!({"text": "a", name: "b"}).to_string();
             assert_eq!(fault(&body).0, "extra_forbidden", "{name}");
         }
-        assert!(parse::<Text>(br#"{"text": "a", "temperature": 1}"#).is_ok());
+        assert!(parse::<Form>(br#"{"text": "a", "temperature": 1}"#).is_ok());
     }
 
     #[test]
@@ -411,20 +481,20 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_utf8_are_refused() {
-        let problem = parse::<Text>(b"{\"text\": \"\xff\"}").expect_err("refused");
+        let problem = parse::<Form>(b"{\"text\": \"\xff\"}").expect_err("refused");
         assert_eq!(problem.kind(), Kind::InvalidBody);
     }
 
     proptest! {
         #[test]
         fn no_body_makes_the_reader_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse::<Text>(&body);
+            let _ = parse::<Form>(&body);
         }
 
         #[test]
         fn an_error_never_repeats_a_long_text(text in "[a-z]{101,300}") {
             let body = json!({"text": text}).to_string();
-            let problem = parse::<Text>(body.as_bytes()).expect_err("too long");
+            let problem = parse::<Form>(body.as_bytes()).expect_err("too long");
             prop_assert!(!serde_json::to_string(problem.fields()).expect("JSON").contains(&text));
         }
     }

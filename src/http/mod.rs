@@ -5,16 +5,26 @@
 //!
 //! **Invariant:** the tenant comes from the credential alone; anything else in a request can only agree or fail.
 
+mod auth;
 mod edge;
 pub mod extract;
 mod form;
+mod health;
 pub mod identity;
 pub mod json;
+mod namespaces;
+pub mod openapi;
+pub mod operations;
 pub mod problem;
+pub mod server;
 pub mod settings;
 pub mod state;
 
 pub use edge::RequestId;
 pub use problem::{Kind, Problem};
+pub use server::{ServeError, Serving, serve};
 pub use settings::HttpSettings;
 pub use state::{App, Meters};
+
+#[cfg(test)]
+mod tests;

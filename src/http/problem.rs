@@ -155,7 +155,14 @@ impl Problem {
             Kind::Unavailable | Kind::RateLimited => Some(Duration::from_secs(1)),
             _ => None,
         };
-        Self { kind, detail: Cow::Borrowed(kind.usual_detail()), fields: Arc::new([]), retry_after, headers: Vec::new(), cause: None }
+        Self {
+            kind,
+            detail: Cow::Borrowed(kind.usual_detail()),
+            fields: Arc::new([]),
+            retry_after,
+            headers: Vec::new(),
+            cause: None,
+        }
     }
 
     /// What is not there or is somebody else's.

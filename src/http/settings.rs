@@ -105,8 +105,7 @@ impl HttpSettings {
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        let listeners =
-            [("http.address", Some(self.address)), ("http.admin_address", self.admin_address)];
+        let listeners = [("http.address", Some(self.address)), ("http.admin_address", self.admin_address)];
         for (name, address) in listeners {
             let open = address.is_some_and(|address| !address.ip().is_loopback());
             if open && self.tls.is_none() && !self.behind_proxy {
@@ -134,8 +133,9 @@ impl HttpSettings {
             ("requests_per_second", u64::from(self.requests_per_second)),
             ("request_burst", u64::from(self.request_burst)),
         ];
-        faults
-            .extend(times.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")));
+        faults.extend(
+            times.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")),
+        );
         faults
     }
 
@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn plain_http_beyond_loopback_is_refused_unless_a_proxy_is_stated() {
-        let open = HttpSettings { address: "0.0.0.0:80".parse().expect("an address"), ..HttpSettings::default() };
+        let open =
+            HttpSettings { address: "0.0.0.0:80".parse().expect("an address"), ..HttpSettings::default() };
         assert_eq!(open.validate().len(), 1);
         let proxied = HttpSettings { behind_proxy: true, ..open };
         assert_eq!(proxied.validate(), Vec::<String>::new());

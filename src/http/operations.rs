@@ -1,0 +1,87 @@
+//! What each operation demands of its caller: the one table, checked against the OpenAPI document by a test.
+//!
+//! The handlers' permits decide; this table is what is published (`x-required-role`) and what the matrix of
+//! authorisation tests iterates over.
+
+use crate::tenancy::Role;
+
+/// Who may call an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Open,
+    /// A caller with a tenant's credential, whatever its role.
+    Tenant,
+    /// A tenant's caller with this role or a higher one.
+    Role(Role),
+    /// An operator.
+    Operator,
+}
+
+impl Access {
+    /// As published.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "none",
+            Self::Tenant => "any",
+            Self::Role(role) => role.name(),
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// An operation and what it demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// Lower case, as in OpenAPI.
+    pub method: &'static str,
+    /// The pattern of its path.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+}
+
+const fn open(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Open }
+}
+
+const fn any(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Tenant }
+}
+
+const fn reader(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Role(Role::Reader) }
+}
+
+const fn writer(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Role(Role::Writer) }
+}
+
+const fn admin(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Role(Role::TenantAdmin) }
+}
+
+const fn operator(method: &'static str, path: &'static str) -> Operation {
+    Operation { method, path, access: Access::Operator }
+}
+
+/// Every operation of the server.
+pub const OPERATIONS: &[Operation] = &[
+    open("get", "/health"),
+    open("get", "/auth-status"),
+    open("get", "/.well-known/jwks.json"),
+    any("get", "/auth/verify"),
+    any("get", "/auth/whoami"),
+    reader("get", "/namespaces"),
+    admin("delete", "/namespaces/{name}"),
+];
+
+/// What an operation demands; `None` for one that is not in the table.
+#[must_use]
+pub fn access(method: &str, path: &str) -> Option<Access> {
+    OPERATIONS
+        .iter()
+        .find(|operation| operation.method == method && operation.path == path)
+        .map(|found| found.access)
+}
