@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod domain;
+pub mod eval;
 pub mod http;
 pub mod inference;
 pub mod jobs;

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod engine;
 pub mod entities;
 pub mod fusion;
+pub mod graph;
 mod graphs;
 mod post_filter;
 mod search;
