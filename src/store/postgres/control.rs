@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::error::failed;
+use super::pools::Lane;
 use crate::domain::ids::{Slug, TenantId};
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::Stores;
@@ -175,12 +176,7 @@ impl Stores {
         let postgres = self.postgres();
         let now = postgres.clock.now();
         let job = postgres.ids.uuid();
-        let mut tx = postgres.pools.control.begin().await.map_err(failed(OPERATION))?;
-        sqlx::query("select set_config('bulkhead.tenant', $1, true)")
-            .bind(tenant.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
+        let mut tx = postgres.begin(Lane::Deployment, tenant).await?;
         let row = sqlx::query(
             "update tenant set state = 'deleted', updated_at = $2 where tenant_id = $1 and state <> 'deleted'
              returning tenant_id, name, slug, state",
@@ -207,7 +203,7 @@ impl Stores {
         .execute(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        tx.commit().await.map_err(failed(OPERATION))?;
+        tx.commit().await?;
         Ok(Some((view(&row).map_err(failed(OPERATION))?, job)))
     }
 

@@ -1,5 +1,7 @@
 //! Documents: accepted, listed, deleted.
 
+mod accept;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
@@ -11,7 +13,7 @@ use uuid::Uuid;
 use super::error::failed;
 use super::transaction::TenantTransaction;
 use crate::domain::document::Status;
-use crate::domain::ids::{DocumentId, JobId};
+use crate::domain::ids::{DocumentId, JobId, NamespaceId};
 use crate::store::error::StoreError;
 use crate::store::handles::{Corpus, CorpusWriter, TenantReader};
 
@@ -48,7 +50,8 @@ pub struct NewDocument {
 /// How LightRAG's routes treat what is there already. `PUT` replaces instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnExisting {
-    /// A name that is taken is a conflict; a content that is there under another name is recorded as failed.
+    /// A name or an id that is taken is a conflict; a content that is there under another name is recorded as
+    /// failed.
     Refuse,
     /// A document of this id gets a new version.
     Replace,
@@ -72,7 +75,8 @@ pub struct Accepted {
 pub enum Acceptance {
     /// Each document's fate, in the order given.
     Accepted(Vec<Accepted>),
-    /// This file name is taken. Nothing was written.
+    /// This file name is taken, or comes twice, or the document of this name has the id of one that is there.
+    /// Nothing was written.
     NameTaken(String),
     /// More jobs would wait than the tenant may have. Nothing was written.
     QueueFull,
@@ -334,198 +338,6 @@ impl CorpusWriter {
         inner.uploads.remove(self.partition.tenant(), self.partition.namespace(), upload).await
     }
 
-    /// Accepts documents with a job for each, all or none.
-    ///
-    /// # Errors
-    /// `Unavailable`, `Timeout` or `Conflict`; then nothing was written.
-    pub async fn documents_accept(
-        &self,
-        documents: &[NewDocument],
-        existing: OnExisting,
-        track_id: &str,
-        max_queued: i64,
-    ) -> Result<Acceptance, StoreError> {
-        let mut tx = self.reader.begin().await?;
-        let acceptance = self.accept_in(&mut tx, documents, existing, track_id, max_queued).await?;
-        if matches!(acceptance, Acceptance::Accepted(_)) {
-            tx.commit().await?;
-        }
-        Ok(acceptance)
-    }
-
-    pub(super) async fn accept_in(
-        &self,
-        tx: &mut TenantTransaction,
-        documents: &[NewDocument],
-        existing: OnExisting,
-        track_id: &str,
-        max_queued: i64,
-    ) -> Result<Acceptance, StoreError> {
-        const OPERATION: &str = "document.accept";
-        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
-        let names: Vec<&str> = documents.iter().map(|document| document.file_name.as_str()).collect();
-        let hashes: Vec<&[u8]> = documents.iter().map(|document| document.content_hash.as_slice()).collect();
-        let ids: Vec<&str> = documents.iter().map(|document| document.document_id.as_str()).collect();
-        // One acceptance at a time in a namespace: two calls with the same name cannot both find it free.
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 7))")
-            .bind(namespace.to_string())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(OPERATION))?;
-        let queued: i64 = sqlx::query_scalar(
-            "select count(*) from job where tenant_id = $1 and state in ('queued', 'running')",
-        )
-        .bind(tenant)
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        if queued + i64::try_from(documents.len()).unwrap_or(i64::MAX) > max_queued {
-            return Ok(Acceptance::QueueFull);
-        }
-        let mut originals: BTreeMap<Vec<u8>, (String, String)> = BTreeMap::new();
-        if existing == OnExisting::Refuse {
-            let taken: Option<String> = sqlx::query_scalar(
-                "select file_name from document where tenant_id = $1 and namespace_id = $2 and file_name = any($3) limit 1",
-            )
-            .bind(tenant)
-            .bind(namespace)
-            .bind(&names)
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(failed(OPERATION))?;
-            if let Some(name) = taken {
-                return Ok(Acceptance::NameTaken(name));
-            }
-            let rows: Vec<(Vec<u8>, String, String)> = sqlx::query_as(
-                "select content_hash, document_id, track_id from document
-                 where tenant_id = $1 and namespace_id = $2 and content_hash = any($3)
-                     and metadata ->> 'is_duplicate' is null",
-            )
-            .bind(tenant)
-            .bind(namespace)
-            .bind(&hashes)
-            .fetch_all(&mut **tx)
-            .await
-            .map_err(failed(OPERATION))?;
-            originals.extend(rows.into_iter().map(|(hash, id, track)| (hash, (id, track))));
-        }
-
-        let postgres = self.reader.postgres();
-        let now = postgres.clock.now();
-        let mut plans = Vec::with_capacity(documents.len());
-        for document in documents {
-            let original = (existing == OnExisting::Refuse)
-                .then(|| originals.get(document.content_hash.as_slice()).cloned())
-                .flatten();
-            originals
-                .entry(document.content_hash.to_vec())
-                .or_insert_with(|| (document.document_id.to_string(), track_id.to_owned()));
-            plans.push(Plan::new(document, original));
-        }
-        let rows: Vec<(String, i64, bool)> = sqlx::query_as(
-            "insert into document as d (tenant_id, namespace_id, document_id, version, status, file_name,
-                 content_hash, content_length, content_summary, error, metadata, track_id, created_at, updated_at)
-             select $1, $2, document_id, 1, status, file_name, content_hash, content_length, content_summary,
-                 error, metadata, $11, $12, $12
-             from unnest($3::text[], $4::text[], $5::text[], $6::bytea[], $7::bigint[], $8::text[], $9::text[],
-                 $10::jsonb[]) as n(document_id, status, file_name, content_hash, content_length,
-                 content_summary, error, metadata)
-             on conflict (tenant_id, namespace_id, document_id) do update set
-                 version = d.version + 1, status = excluded.status, file_name = excluded.file_name,
-                 content_hash = excluded.content_hash, content_length = excluded.content_length,
-                 content_summary = excluded.content_summary, error = excluded.error,
-                 metadata = excluded.metadata, track_id = excluded.track_id, updated_at = excluded.updated_at
-             returning d.document_id, d.version, d.version = 1",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(plans.iter().map(|plan| plan.id.as_str()).collect::<Vec<_>>())
-        .bind(plans.iter().map(|plan| plan.status.name()).collect::<Vec<_>>())
-        .bind(&names)
-        .bind(&hashes)
-        .bind(documents.iter().map(|d| i64::try_from(d.content_length).unwrap_or(i64::MAX)).collect::<Vec<_>>())
-        .bind(documents.iter().map(|document| document.summary.as_str()).collect::<Vec<_>>())
-        .bind(plans.iter().map(|plan| plan.error.as_deref()).collect::<Vec<_>>())
-        .bind(plans.iter().map(|plan| plan.metadata.clone()).collect::<Vec<_>>())
-        .bind(track_id)
-        .bind(now)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let versions: BTreeMap<&str, (i64, bool)> =
-            rows.iter().map(|(id, version, created)| (id.as_str(), (*version, *created))).collect();
-
-        sqlx::query(
-            "update job set state = 'cancelled', finished_at = $4, updated_at = $4, revision = revision + 1
-             where tenant_id = $1 and namespace_id = $2 and document_id = any($3) and state in ('queued', 'running')",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(&ids)
-        .bind(now)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed(OPERATION))?;
-
-        let mut accepted = Vec::with_capacity(plans.len());
-        for plan in &plans {
-            let (version, created) = versions.get(plan.id.as_str()).copied().unwrap_or((1, true));
-            let job = (plan.status == Status::Pending).then(|| JobId(postgres.ids.uuid()));
-            accepted.push(Accepted { document_id: plan.id.clone(), version, created, job });
-        }
-        self.versions_insert(tx, documents, &accepted, track_id, now).await?;
-        Ok(Acceptance::Accepted(accepted))
-    }
-
-    /// The versions' content and their jobs, for those that are processed.
-    async fn versions_insert(
-        &self,
-        tx: &mut TenantTransaction,
-        documents: &[NewDocument],
-        accepted: &[Accepted],
-        track_id: &str,
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let work: Vec<(&NewDocument, &Accepted, Uuid)> = std::iter::zip(documents, accepted)
-            .filter_map(|(document, accepted)| Some((document, accepted, accepted.job?.0)))
-            .collect();
-        let text = |document: &NewDocument| match &document.content {
-            Content::Text(text) => (Some(text.clone()), None),
-            Content::Upload(upload) => (None, Some(*upload)),
-        };
-        let (bodies, uploads): (Vec<_>, Vec<_>) = work.iter().map(|(document, ..)| text(document)).unzip();
-        sqlx::query(
-            "with v as (
-                 insert into document_version (tenant_id, namespace_id, document_id, version, title, file_name,
-                     metadata, body, upload_id, created_at)
-                 select $1, $2, document_id, version, title, file_name, metadata, body, upload_id, $12
-                 from unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::uuid[])
-                     as n(document_id, version, title, file_name, metadata, body, upload_id))
-             insert into job (tenant_id, job_id, namespace_id, kind, document_id, version, track_id, state, cost,
-                 due_at, created_at, updated_at)
-             select $1, job_id, $2, 'ingest', document_id, version, $13, 'queued', cost, $12, $12, $12
-             from unnest($10::uuid[], $3::text[], $4::bigint[], $11::bigint[])
-                 as n(job_id, document_id, version, cost)",
-        )
-        .bind(self.partition.tenant().0)
-        .bind(self.partition.namespace().0)
-        .bind(work.iter().map(|(_, accepted, _)| accepted.document_id.as_str()).collect::<Vec<_>>())
-        .bind(work.iter().map(|(_, accepted, _)| accepted.version).collect::<Vec<_>>())
-        .bind(work.iter().map(|(document, ..)| document.title.as_deref()).collect::<Vec<_>>())
-        .bind(work.iter().map(|(document, ..)| document.file_name.as_str()).collect::<Vec<_>>())
-        .bind(work.iter().map(|(document, ..)| document.metadata.clone()).collect::<Vec<_>>())
-        .bind(&bodies)
-        .bind(&uploads)
-        .bind(work.iter().map(|(_, _, job)| *job).collect::<Vec<_>>())
-        .bind(work.iter().map(|(d, ..)| i64::try_from(d.content_length).unwrap_or(i64::MAX)).collect::<Vec<_>>())
-        .bind(now)
-        .bind(track_id)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed("document.accept"))?;
-        Ok(())
-    }
-
     /// Deletes documents at once: no row of them stays in any table. Returns those that were there.
     ///
     /// # Errors
@@ -534,6 +346,8 @@ impl CorpusWriter {
         const OPERATION: &str = "document.delete";
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
         let mut tx = self.reader.begin().await?;
+        // A version that is being accepted is waited for: its rows would not be seen, and stay.
+        namespace_lock(&mut tx, self.partition.namespace()).await?;
         let seq: Option<i64> = sqlx::query_scalar(
             "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2 returning seq",
         )
@@ -543,12 +357,21 @@ impl CorpusWriter {
         .await
         .map_err(failed(OPERATION))?;
         let Some(seq) = seq else { return Ok(Vec::new()) };
+        sqlx::query(
+            "delete from job where tenant_id = $1 and job_id in (
+                 select job_id from job where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
+                 order by job_id for update)",
+        )
+        .bind(tenant)
+        .bind(namespace)
+        .bind(documents)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
         let rows: Vec<(String, Vec<Option<Uuid>>)> = sqlx::query_as(
             "with gone as (
                  delete from document where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
                  returning document_id),
-             jobs as (
-                 delete from job where tenant_id = $1 and namespace_id = $2 and document_id = any($3)),
              answers as (
                  delete from idempotency where tenant_id = $1 and namespace_id = $2 and document_ids && $3),
              versions as (
@@ -601,33 +424,15 @@ impl CorpusWriter {
     }
 }
 
-/// What is written for one document.
-struct Plan {
-    id: String,
-    status: Status,
-    error: Option<String>,
-    metadata: Value,
-}
-
-impl Plan {
-    fn new(document: &NewDocument, original: Option<(String, String)>) -> Self {
-        match original {
-            None => Self {
-                id: document.document_id.to_string(),
-                status: Status::Pending,
-                error: None,
-                metadata: document.metadata.clone(),
-            },
-            Some((original_doc_id, original_track_id)) => Self {
-                id: document.document_id.to_string(),
-                status: Status::Failed,
-                error: Some("The same content is there under another name".to_owned()),
-                metadata: serde_json::json!({
-                    "is_duplicate": true,
-                    "original_doc_id": original_doc_id,
-                    "original_track_id": original_track_id,
-                }),
-            },
-        }
-    }
+/// One acceptance or deletion at a time in a namespace.
+pub(super) async fn namespace_lock(
+    tx: &mut TenantTransaction,
+    namespace: NamespaceId,
+) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 7))")
+        .bind(namespace.to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("namespace.lock"))?;
+    Ok(())
 }

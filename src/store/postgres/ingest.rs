@@ -105,12 +105,16 @@ impl CorpusWriter {
         let jobs: Vec<Uuid> = documents.iter().map(|document| document.job.0).collect();
         let leases: Vec<Uuid> = documents.iter().map(|document| document.lease).collect();
         let fence = sqlx::query(
-            "select j.job_id, d.live_version is not null as replaces
-             from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-             join job j on j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
-             join document d on d.tenant_id = $1 and d.namespace_id = $2
-                 and d.document_id = j.document_id and d.version = j.version
-             where j.namespace_id = $2 and j.state = 'running' for update of j, d",
+            "with held as (
+                 select j.job_id, j.document_id, j.version
+                 from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
+                     on j.job_id = mine.job_id and j.lease = mine.lease
+                 where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
+                 order by j.job_id for update of j)
+             select held.job_id, d.live_version is not null as replaces
+             from held join document d on d.tenant_id = $1 and d.namespace_id = $2
+                 and d.document_id = held.document_id and d.version = held.version
+             order by d.document_id for update of d",
         )
         .bind(tenant)
         .bind(namespace)
@@ -275,10 +279,12 @@ impl CorpusWriter {
             let map: BTreeMap<i32, f32> = std::iter::zip(&chunk.terms.indices, &chunk.terms.values)
                 .filter_map(|(term, value)| Some((i32::try_from(*term).ok()?, *value)))
                 .collect();
-            for term in map.keys() {
+            let stored = SparseVector::from_map(&map, TERM_SPACE);
+            // Counted as they are stored, which is how a removal finds them: without weights of 0.
+            for term in stored.indices() {
                 *terms.entry(*term).or_default() += 1;
             }
-            sparse.push(SparseVector::from_map(&map, TERM_SPACE));
+            sparse.push(stored);
         }
         sqlx::query(
             "insert into chunk_embedding (tenant_id, namespace_id, model_id, chunk_id, version, seq, embedding, terms)

@@ -1,6 +1,8 @@
 //! The queue: rows leased with a fence, so that a job is done once, and by whoever still holds it.
 //!
 //! **Invariant:** the dispatcher's role sees heads only; what a job is about is read under its tenant.
+//! **Invariant:** locks are taken in one order: a namespace's acceptance lock, the namespace, jobs by identity,
+//! documents. Another order would end in deadlocks.
 
 use std::time::Duration;
 
@@ -222,8 +224,10 @@ impl Stores {
         let now = postgres.clock.now();
         sqlx::query(
             "update job set state = 'queued', lease = null, leased_until = null, due_at = $3, updated_at = $4
-             from unnest($1::uuid[], $2::uuid[]) as mine(job_id, lease)
-             where job.job_id = mine.job_id and job.lease = mine.lease and job.state = 'running'",
+             where job_id in (
+                 select j.job_id from job j join unnest($1::uuid[], $2::uuid[]) as mine(job_id, lease)
+                     on j.job_id = mine.job_id and j.lease = mine.lease
+                 where j.state = 'running' order by j.job_id for update of j)",
         )
         .bind(jobs.iter().map(|job| job.job.0).collect::<Vec<_>>())
         .bind(jobs.iter().map(|job| job.lease).collect::<Vec<_>>())
@@ -301,9 +305,11 @@ impl CorpusWriter {
             "with held as (
                  update job set stage = $5, done = $6, total = $7, rate = $8, revision = revision + 1,
                      updated_at = $9, leased_until = $10
-                 from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-                 where job.tenant_id = $1 and job.job_id = mine.job_id and job.lease = mine.lease
-                     and job.state = 'running'
+                 where job.tenant_id = $1 and job.job_id in (
+                     select j.job_id from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
+                         on j.job_id = mine.job_id and j.lease = mine.lease
+                     where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
+                     order by j.job_id for update of j)
                  returning job.job_id, job.document_id, job.version),
              seen as (
                  update document d set status = $5, updated_at = $9 from held

@@ -44,6 +44,7 @@ async fn make_partition(connection: &mut sqlx::PgConnection, model: &ModelId) ->
          alter table {name} force row level security;
          alter table {name} alter column embedding set storage main, alter column terms set storage main;
          revoke all on {name} from public;
+         grant select on {name} to bulkhead_backup;
          create policy own_select on {name} for select to bulkhead_owner
              using (tenant_id = current_setting('bulkhead.tenant')::uuid);
          create policy own_insert on {name} for insert to bulkhead_owner

@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::documents::namespace_lock;
 use super::error::failed;
 use crate::domain::Seq;
 use crate::domain::ids::{ModelId, NamespaceId, NamespaceName};
@@ -204,6 +205,7 @@ impl TenantWriter {
         let tenant = self.scope.tenant();
         let namespace = corpus.partition.namespace();
         let mut tx = self.begin().await?;
+        namespace_lock(&mut tx, namespace).await?;
         for statement in PURGE_NAMESPACE {
             sqlx::query(statement)
                 .bind(tenant.0)
@@ -226,6 +228,15 @@ impl TenantWriter {
     pub async fn tenant_purge(&self) -> Result<u64, StoreError> {
         let tenant = self.scope.tenant();
         let mut tx = self.begin().await?;
+        // As `namespace_lock`, for each of them.
+        sqlx::query(
+            "select pg_advisory_xact_lock(hashtextextended(namespace_id::text, 7)) from namespace
+             where tenant_id = $1 order by namespace_id",
+        )
+        .bind(tenant.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("tenant.purge"))?;
         let namespaces: Vec<(Uuid, String)> =
             sqlx::query_as("select namespace_id, model_id from namespace where tenant_id = $1")
                 .bind(tenant.0)
@@ -253,7 +264,8 @@ impl TenantWriter {
 /// Everything of a namespace; its own row last, whose lock orders this after running commits.
 const PURGE_NAMESPACE: [&str; 11] = [
     "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2",
-    "delete from job where tenant_id = $1 and namespace_id = $2",
+    "delete from job where tenant_id = $1 and job_id in (
+         select job_id from job where tenant_id = $1 and namespace_id = $2 order by job_id for update)",
     "delete from idempotency where tenant_id = $1 and namespace_id = $2",
     "delete from chunk_mention where tenant_id = $1 and namespace_id = $2",
     "delete from chunk_embedding where tenant_id = $1 and namespace_id = $2",
@@ -268,7 +280,8 @@ const PURGE_NAMESPACE: [&str; 11] = [
 
 /// Everything of a tenant but its audit log and the job that deletes it.
 const PURGE_TENANT: [&str; 11] = [
-    "delete from job where tenant_id = $1 and kind <> 'purge_tenant'",
+    "delete from job where tenant_id = $1 and job_id in (
+         select job_id from job where tenant_id = $1 and kind <> 'purge_tenant' order by job_id for update)",
     "delete from idempotency where tenant_id = $1",
     "delete from chunk_mention where tenant_id = $1",
     "delete from chunk_embedding where tenant_id = $1",

@@ -75,7 +75,7 @@ impl TenantPool {
         Self {
             pool,
             wait,
-            shares: Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_secs(600)).build(),
+            shares: Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_mins(10)).build(),
             share: usize::try_from(share).unwrap_or(1).max(1),
         }
     }
@@ -146,7 +146,7 @@ fn pool(options: PgConnectOptions, connections: u32, wait: Duration) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(wait)
-        .idle_timeout(Duration::from_secs(300))
+        .idle_timeout(Duration::from_mins(5))
         .test_before_acquire(false)
         .after_release(|connection, _| {
             Box::pin(async move {

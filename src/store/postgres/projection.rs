@@ -69,6 +69,14 @@ impl Corpus {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
+        // Read after the position, so it may have been forgotten in between.
+        let first: Option<i64> = match rows.first() {
+            Some(row) => Some(row.try_get("seq").map_err(failed(OPERATION))?),
+            None => None,
+        };
+        if seq > since.0 && first != Some(since.0 + 1) {
+            return Ok(History::Broken);
+        }
         let mut changes = Changes { through: since, ..Changes::default() };
         let mut size = 0;
         for row in &rows {
@@ -153,21 +161,27 @@ impl Corpus {
     /// Registers how far a consumer has come, and forgets the history that all have passed.
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
         let mut tx = self.reader.begin().await?;
+        // The share lock waits for a deletion of the namespace, which would not see this row.
         sqlx::query(
-            "with passed as (
-                 insert into consumer as c (tenant_id, namespace_id, consumer, seq, updated_at)
-                 select $1, $2, $3, $4, $5 from namespace n where n.tenant_id = $1 and n.namespace_id = $2
-                 on conflict (tenant_id, namespace_id, consumer) do update
-                     set seq = excluded.seq, updated_at = excluded.updated_at)
-             delete from outbox o where o.tenant_id = $1 and o.namespace_id = $2 and o.seq <= $4
-                 and o.seq <= (select coalesce(min(c.seq), $4) from consumer c
-                     where c.tenant_id = $1 and c.namespace_id = $2 and c.consumer <> $3)",
+            "insert into consumer as c (tenant_id, namespace_id, consumer, seq, updated_at)
+             select $1, $2, $3, $4, $5 from namespace n where n.tenant_id = $1 and n.namespace_id = $2 for share
+             on conflict (tenant_id, namespace_id, consumer) do update
+                 set seq = excluded.seq, updated_at = excluded.updated_at",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
         .bind(consumer)
         .bind(seq.0)
         .bind(self.reader.postgres().clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("consumer.pass"))?;
+        sqlx::query(
+            "delete from outbox o where o.tenant_id = $1 and o.namespace_id = $2
+                 and o.seq <= (select min(c.seq) from consumer c where c.tenant_id = $1 and c.namespace_id = $2)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
         .execute(&mut *tx)
         .await
         .map_err(failed("consumer.pass"))?;

@@ -39,8 +39,8 @@ impl TenantTransaction {
             "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
              set_config('application_name', 'bulkhead {tenant}', true)"
         );
-        let begun = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
-        let inner = begun
+        let task = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
+        let inner = task
             .await
             .map_err(|error| {
                 StoreError::new(ErrorKind::Internal, "postgres", OPERATION, "the task died")
