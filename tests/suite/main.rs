@@ -1,8 +1,15 @@
 //! The integration tests, in one binary so that the crate is linked once.
 
 mod audit;
+mod cancelled_futures;
+mod catalogue;
+mod consistency;
 mod database;
 mod database_roles;
+mod deployment;
 mod parse;
 mod place;
 mod private_postgres;
+mod round_trips;
+mod row_level_security;
+mod store;

@@ -1,0 +1,126 @@
+//! What a read costs on the wire, counted by a proxy between the server and PostgreSQL.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bulkhead::domain::ids::NamespaceName;
+use bulkhead::store::postgres::RoleAddresses;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::deployment::{Harness, chunk, pools};
+
+/// What must be waited for before a caller has its answer.
+const MOST_WAITED_FOR: usize = 4;
+/// The check and the ping by which a connection goes back to its pool. Nobody waits for them.
+const MOST_ON_RELEASE: usize = 2;
+
+/// A Unix socket that passes everything on and notes each message which the server answers.
+struct Proxy {
+    folder: TempDir,
+    trips: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    /// Puts itself before the address of the app role.
+    fn before(addresses: &mut RoleAddresses) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = format!(".s.PGSQL.{}", addresses.app.get_port());
+        let target = addresses.app.get_socket().expect("a Unix socket").join(&file);
+        let listener = UnixListener::bind(folder.path().join(&file)).expect("bound");
+        let trips = Arc::new(Mutex::new(Vec::new()));
+        tokio::spawn(accept(listener, target, Arc::clone(&trips)));
+        addresses.app = addresses.app.clone().socket(folder.path());
+        Self { folder, trips }
+    }
+
+    /// What was sent since the last call, when nothing more comes.
+    async fn take(&self) -> Vec<String> {
+        let mut before = usize::MAX;
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut trips = self.trips.lock().expect("trips");
+            if trips.len() == before {
+                return std::mem::take(&mut *trips);
+            }
+            before = trips.len();
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, target: PathBuf, trips: Arc<Mutex<Vec<String>>>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let server = UnixStream::connect(&target).await.expect("PostgreSQL");
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        let trips = Arc::clone(&trips);
+        tokio::spawn(async move {
+            let mut started = false;
+            // Ends with an error when the client hangs up.
+            while let Ok(message) = read_message(&mut from_client, started).await {
+                // A question for TLS comes before the start, and has no type either.
+                started = started || message[4..] != [0x04, 0xd2, 0x16, 0x2f];
+                match message[0] {
+                    b'S' => trips.lock().expect("trips").push("sync".to_owned()),
+                    b'Q' => {
+                        let text = String::from_utf8_lossy(&message[5..message.len() - 1]).into_owned();
+                        trips.lock().expect("trips").push(text);
+                    }
+                    _ => {}
+                }
+                to_server.write_all(&message).await.expect("passed on");
+            }
+        });
+    }
+}
+
+/// One message of the protocol; the first of a connection has no type.
+async fn read_message(from: &mut (impl AsyncReadExt + Unpin), typed: bool) -> std::io::Result<Vec<u8>> {
+    let mut message = vec![0; if typed { 5 } else { 4 }];
+    from.read_exact(&mut message).await?;
+    let length: [u8; 4] = message[message.len() - 4..].try_into().expect("4 bytes");
+    let head = message.len();
+    message.resize(head + u32::from_be_bytes(length) as usize - 4, 0);
+    from.read_exact(&mut message[head..]).await?;
+    Ok(message)
+}
+
+#[tokio::test]
+async fn a_read_waits_for_at_most_four_round_trips() {
+    let mut proxy = None;
+    let harness = Harness::with(&pools(1), |addresses| proxy = Some(Proxy::before(addresses))).await;
+    let proxy = proxy.expect("placed");
+    let permit = harness.tenant().await;
+    let corpus = harness.corpus(&permit).await;
+    let chunks = vec![chunk(0, "harbour"), chunk(1, "lighthouse")];
+    let ids: Vec<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
+    harness.put(&corpus, "doc", chunks).await;
+
+    let name = NamespaceName::default();
+    let reader = harness.stores.reader(&permit);
+    let corpus = reader.corpus_get(&name).await.expect("read").expect("there");
+    let document = bulkhead::domain::ids::DocumentId::parse("doc").expect("id");
+    for round in 0..2 {
+        for read in ["corpus_get", "chunk_list", "mention_list", "document_get"] {
+            proxy.take().await;
+            match read {
+                "corpus_get" => drop(reader.corpus_get(&name).await.expect(read)),
+                "chunk_list" => assert_eq!(corpus.chunk_list(&ids).await.expect(read).len(), 2),
+                "mention_list" => assert_eq!(corpus.mention_list(&ids).await.expect(read).len(), 2),
+                _ => drop(corpus.document_get(&document).await.expect(read)),
+            }
+            let trips = proxy.take().await;
+            let commit = trips.iter().position(|trip| trip == "COMMIT").expect("a commit");
+            let waited_for = commit + 1;
+            // The first time, the statement is prepared: one more.
+            assert!(waited_for <= MOST_WAITED_FOR, "{read}: {trips:?}");
+            assert!(round == 0 || waited_for == 3, "{read}, prepared: {trips:?}");
+            assert!(trips.len() - waited_for <= MOST_ON_RELEASE, "{read}: {trips:?}");
+        }
+    }
+    harness.close().await;
+    drop(proxy.folder);
+}
