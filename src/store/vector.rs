@@ -77,32 +77,42 @@ pub struct Position {
 
 /// An index of vectors, one partition at a time.
 ///
-/// Order: the caller applies changes of one partition in the order of their [`Seq`], one at a time.
-/// Idempotence: applying the same changes again changes nothing.
+/// Order: the caller applies changes of one partition in the order of their [`Seq`], one at a time, beginning
+/// behind [`Position::applied`].
+/// Idempotence: applying the same changes again changes nothing; so a late upsert cannot bring back what a
+/// later change deleted.
 /// Visibility: what `apply` returned for is found by the next `search`; it survives a crash after `flush`.
+/// After a failure: the index may have gone back to what was durable. Whoever applies asks for its `position`
+/// and goes on from there, or rebuilds it when there is none; until then `apply` answers `Conflict`.
 /// Isolation: a search of one partition never returns a point of another.
+/// Removal: identifiers are never reused, so a removed partition does not come back.
 #[async_trait]
 pub trait VectorIndex: Send + Sync {
     /// The back end's name, for answers and logs.
     fn name(&self) -> &'static str;
 
-    /// The nearest chunks; `None` when the partition has no usable index here.
+    /// The nearest chunks; `None` when the partition has no usable index here. Equal scores are ordered by id.
     ///
     /// # Errors
-    /// `Unavailable`, `Timeout`, or `Damaged` (the index was put away and is to be rebuilt).
+    /// `Unavailable`, `Timeout`, `Invalid` (another dimension than the index has, terms out of order), or
+    /// `Damaged` (the index was put away and is to be rebuilt).
     async fn search(&self, partition: &Partition, query: &VectorQuery) -> Result<Option<Found>, StoreError>;
 
-    /// How far the index has come; `None` when there is none.
+    /// How far the index has come; `None` when there is none. For whoever applies: asking is how it learns
+    /// that the index went back. Others read [`Found::applied`].
     ///
     /// # Errors
     /// As [`VectorIndex::search`].
     async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError>;
 
-    /// Adds and removes points; afterwards everything through `through` is applied. Creates the index
-    /// when there is none.
+    /// Adds, replaces and removes points; a chunk that is in both ends up removed. Afterwards everything
+    /// through `through` is applied. Creates the index when there is none; the first point settles its
+    /// dimension. Does nothing when `through` is applied already.
     ///
     /// # Errors
-    /// `Damaged` when the index cannot be written; it is to be rebuilt.
+    /// `Damaged` when the index cannot be written; it is to be rebuilt. `Conflict` when the index went back
+    /// (ask for its position) or the partition was removed. `Invalid` for malformed vectors, with nothing
+    /// changed. `Unavailable`.
     async fn apply(
         &self,
         partition: &Partition,
@@ -111,19 +121,23 @@ pub trait VectorIndex: Send + Sync {
         through: Seq,
     ) -> Result<(), StoreError>;
 
-    /// Makes durable what was applied, and returns up to where.
+    /// Makes durable what was applied, and returns up to where: 0 when there is no index. Now and then it
+    /// reorganises the index, which takes seconds for each ten thousand points; searches go on.
     ///
     /// # Errors
     /// `Damaged` or `Unavailable`; what was durable before stays so.
     async fn flush(&self, partition: &Partition) -> Result<Seq, StoreError>;
 
-    /// Begins a new generation beside the one that is served; `None` points were lost if it is never finished.
+    /// Begins a new generation beside the one that is served. Changes that are applied meanwhile are not
+    /// carried over: they lie behind the `through` it is finished with, and are applied again.
     ///
     /// # Errors
-    /// `Unavailable` when no room can be had for it.
+    /// `Unavailable` when no room can be had for it; `Conflict` when another is being written or the
+    /// partition was removed.
     async fn rebuild(&self, partition: &Partition) -> Result<Box<dyn Rebuild>, StoreError>;
 
-    /// Whether the index should be rewritten, since its files have outgrown its data or hold what was deleted.
+    /// Whether the index should be rewritten, since its files have outgrown its data or have held what was
+    /// deleted for long.
     async fn wants_rebuild(&self, partition: &Partition) -> bool;
 
     /// Removes the partition's index, its files included. Removing what is not there is no error.
@@ -136,15 +150,17 @@ pub trait VectorIndex: Send + Sync {
 /// A generation being written. Dropped without [`Rebuild::finish`], it leaves nothing behind.
 #[async_trait]
 pub trait Rebuild: Send {
-    /// Adds a page of points.
+    /// Adds a page of points. After a failure the generation is lost.
     ///
     /// # Errors
-    /// `Unavailable` or `Damaged`.
+    /// `Unavailable`, `Damaged`, or `Conflict` when the partition was removed; `Invalid` for malformed vectors,
+    /// with nothing changed.
     async fn add(&mut self, points: Vec<Point>) -> Result<(), StoreError>;
 
     /// Makes the generation durable at `through`, switches searches to it and deletes the one before.
     ///
     /// # Errors
-    /// `Unavailable` or `Damaged`; the generation before goes on being served.
+    /// `Unavailable`, `Damaged`, or `Conflict` when the partition was removed; the generation before goes on
+    /// being served.
     async fn finish(self: Box<Self>, through: Seq) -> Result<(), StoreError>;
 }

@@ -3,6 +3,8 @@
 mod audit;
 mod cancelled_futures;
 mod catalogue;
+#[cfg(feature = "laboratory")]
+mod conformance_vectors;
 mod consistency;
 mod database;
 mod database_roles;
@@ -13,3 +15,5 @@ mod private_postgres;
 mod round_trips;
 mod row_level_security;
 mod store;
+#[cfg(feature = "laboratory")]
+mod vectors_edge;

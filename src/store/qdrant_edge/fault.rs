@@ -41,8 +41,17 @@ const MACHINE: [(i32, &str); 10] = [
     (24, "too many open files: raise the limit on open files or lower vectors.max_open"),
     (23, "the machine has too many open files: lower vectors.max_open"),
     (12, "no memory left to map a vector shard: lower vectors.max_open"),
-    (11, "another process holds this vector shard open: two servers must not share vectors.path"),
+    (11, "another process uses these vector shards: two servers must not share vectors.path"),
     (5, "the disk that holds the vector shards reports input/output errors"),
+];
+
+/// The same where only the kind of an `io::Error` was kept.
+const KINDS: [(&str, i32); 5] = [
+    ("WouldBlock", 11),
+    ("StorageFull", 28),
+    ("QuotaExceeded", 122),
+    ("ReadOnlyFilesystem", 30),
+    ("PermissionDenied", 13),
 ];
 
 fn machine(number: i32) -> Option<&'static str> {
@@ -55,7 +64,8 @@ fn number_in(words: &str) -> Option<i32> {
         let rest = &words[words.find(mark)? + mark.len()..];
         rest[..rest.find(|c: char| !c.is_ascii_digit())?].parse().ok()
     };
-    after("(os error ").or_else(|| after("Os { code: "))
+    let kind = || KINDS.iter().find(|(kind, _)| words.contains(kind)).map(|(_, number)| *number);
+    after("(os error ").or_else(|| after("Os { code: ")).or_else(kind)
 }
 
 impl Fault {
@@ -69,7 +79,8 @@ impl Fault {
 
     /// A failure of our own files, named.
     pub(super) fn from_io(doing: &str, error: &io::Error) -> Self {
-        match error.raw_os_error().and_then(machine) {
+        let number = error.raw_os_error().or_else(|| number_in(&format!("{:?}", error.kind())));
+        match number.and_then(machine) {
             Some(advice) => Self::Interrupted(format!("{doing}: {advice} ({error})")),
             None => Self::Interrupted(format!("{doing}: {error}")),
         }
@@ -119,6 +130,8 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+        let locked = "failed to open WAL 7/1/wal: Can't init WAL: Kind(WouldBlock)";
+        assert!(matches!(Fault::from_words(locked), Fault::Interrupted(_)));
         assert!(matches!(Fault::from_words("Inconsistent storage: id 7"), Fault::Damaged(_)));
     }
 

@@ -87,13 +87,13 @@ impl Inner {
     /// The partition's slot, noted as used just now.
     pub(super) fn slot(&self, partition: &Partition) -> Arc<Slot> {
         let mut slots = self.slots.lock();
-        let slot = match slots.get(partition) {
-            Some(slot) => Arc::clone(slot),
-            None => {
-                let slot = Arc::new(Slot::new(partition.clone(), self.layout.partition(partition)));
-                slots.insert(partition.clone(), Arc::clone(&slot));
-                slot
-            }
+        // Looked up before the key is cloned: most partitions are there.
+        let slot = if let Some(slot) = slots.get(partition) {
+            Arc::clone(slot)
+        } else {
+            let slot = Arc::new(Slot::new(partition.clone(), self.layout.partition(partition)));
+            slots.insert(partition.clone(), Arc::clone(&slot));
+            slot
         };
         drop(slots);
         slot.used.store(self.ticks.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);

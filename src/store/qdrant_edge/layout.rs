@@ -4,12 +4,13 @@
 //! root/<tenant>/<namespace>/<model>/watermark.json   which generation is served, and up to where it is durable
 //! root/<tenant>/<namespace>/<model>/<generation>/    a shard
 //! root/.trash/                                       what is being deleted; emptied at start
+//! root/.lock                                         held by the one process that uses the folder
 //! ```
 //!
 //! **Invariant:** paths consist of identifiers, never of names that a caller chose.
 //! **Invariant:** a generation that `watermark.json` does not name is a leftover.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -40,22 +41,33 @@ pub(super) struct Watermark {
 #[derive(Debug)]
 pub(super) struct Layout {
     root: PathBuf,
+    _lock: File,
     trashed: AtomicU64,
     /// Held while a partition's folders are made or removed, so that a parent is not removed under a child.
     parents: Mutex<()>,
 }
 
 impl Layout {
-    /// Makes the root, closed to other users, and empties the trash.
+    /// Makes the root, closed to other users, takes it for this process alone, and empties the trash.
     pub(super) fn open(root: PathBuf) -> io::Result<Self> {
         make_private(&root)?;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(root.join(".lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::from(io::ErrorKind::WouldBlock),
+            TryLockError::Error(error) => error,
+        })?;
         let trash = root.join(TRASH);
         if trash.exists() {
             fs::remove_dir_all(&trash)?;
         }
         make_private(&trash)?;
-        Ok(Self { root, trashed: AtomicU64::new(0), parents: Mutex::new(()) })
+        Ok(Self { root, _lock: lock, trashed: AtomicU64::new(0), parents: Mutex::new(()) })
     }
 
     /// The folder of all shards.
@@ -103,15 +115,6 @@ impl Layout {
         Ok(())
     }
 
-    /// Takes back the record of what is durable: nothing is.
-    pub(super) fn discard_watermark(&self, partition: &Path) -> io::Result<()> {
-        match fs::remove_file(partition.join(WATERMARK)) {
-            Ok(()) => sync_folder(partition),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Records what is durable. Returns only once the record itself is.
     pub(super) fn write_watermark(&self, partition: &Path, watermark: Watermark) -> io::Result<()> {
         {
@@ -132,6 +135,15 @@ pub(super) fn read_watermark(partition: &Path) -> io::Result<Option<Watermark>> 
     match fs::read(partition.join(WATERMARK)) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(io::Error::from)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes back the record of what is durable: nothing is.
+pub(super) fn discard_watermark(partition: &Path) -> io::Result<()> {
+    match fs::remove_file(partition.join(WATERMARK)) {
+        Ok(()) => sync_folder(partition),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -104,7 +104,7 @@ impl Inner {
             let made = blocking(&self.writes, move || {
                 inner.change(&mut state, |state| {
                     if matches!(state, State::Absent) {
-                        *state = State::Served(Served::empty()?);
+                        *state = State::Served(Box::new(Served::empty()?));
                     }
                     if let (State::Served(served), Some(dimension)) = (state, dimension)
                         && served.shard.is_none()

@@ -60,22 +60,26 @@ impl EdgeRebuild {
 }
 
 impl Draft {
+    /// Whether its partition still exists.
+    async fn require_partition(&self, operation: &'static str) -> Result<(), StoreError> {
+        match *self.slot.state.read().await {
+            State::Removed => Err(validate::removed(operation)),
+            _ => Ok(()),
+        }
+    }
+
     /// Blocks.
     fn add(&mut self, points: &[Point]) -> Result<(), Fault> {
         self.inner.require_room()?;
-        if self.slot.state.try_read().is_ok_and(|state| matches!(*state, State::Removed)) {
-            return Err(Fault::Refused("the partition was removed for good".into()));
-        }
         let Some(first) = points.first() else { return Ok(()) };
-        let shard = match self.shard.take() {
-            Some(shard) => shard,
-            None => {
-                self.inner
-                    .layout
-                    .create_generation(&self.slot.folder, self.generation)
-                    .map_err(|error| Fault::from_io("making the folder of a vector shard", &error))?;
-                Shard::create(&self.folder, first.embedding.len(), &self.inner.settings)?
-            }
+        let shard = if let Some(shard) = self.shard.take() {
+            shard
+        } else {
+            self.inner
+                .layout
+                .create_generation(&self.slot.folder, self.generation)
+                .map_err(|error| Fault::from_io("making the folder of a vector shard", &error))?;
+            Shard::create(&self.folder, first.embedding.len(), &self.inner.settings)?
         };
         let added = shard.upsert(&self.slot.partition, points);
         self.shard = Some(shard);
@@ -111,10 +115,13 @@ impl Draft {
             return Err(Fault::from_io("recording the new generation of a vector shard", &error));
         }
         self.switched = true;
-        let before = std::mem::replace(state, State::Served(served));
+        let before = std::mem::replace(state, State::Served(Box::new(served)));
         self.slot.acknowledge(through);
-        if let State::Served(Served { generation, shard: Some(shard), .. }) = before {
-            drop(shard);
+        if let State::Served(before) = before
+            && before.shard.is_some()
+        {
+            let generation = before.generation;
+            drop(before);
             if let Err(error) = self.inner.layout.discard(&folder.join(generation.to_string())) {
                 tracing::error!(folder = %folder.display(), %error, "an old generation cannot be deleted");
             }
@@ -145,6 +152,7 @@ impl Rebuild for EdgeRebuild {
         const OPERATION: &str = "vector.rebuild.add";
         validate::points(&points, None).map_err(|words| validate::invalid(OPERATION, words))?;
         let mut draft = self.draft.take().ok_or_else(|| lost(OPERATION))?;
+        draft.require_partition(OPERATION).await?;
         let dimension = draft.shard.as_ref().map(Shard::dimension);
         if let Err(words) = validate::points(&points, dimension) {
             self.draft = Some(draft);
@@ -162,6 +170,7 @@ impl Rebuild for EdgeRebuild {
     async fn finish(mut self: Box<Self>, through: Seq) -> Result<(), StoreError> {
         const OPERATION: &str = "vector.rebuild.finish";
         let mut draft = self.draft.take().ok_or_else(|| lost(OPERATION))?;
+        draft.require_partition(OPERATION).await?;
         let prepared = blocking(&self.inner.writes, move || {
             draft.prepare()?;
             Ok(draft)

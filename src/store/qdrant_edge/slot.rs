@@ -31,7 +31,7 @@ pub(super) enum State {
     /// There is none.
     Absent,
     /// Open.
-    Served(Served),
+    Served(Box<Served>),
     /// Removed for good; identifiers are never reused.
     Removed,
 }
@@ -235,7 +235,7 @@ impl Slot {
             }
             Some(Shard::load(&path, settings)?)
         };
-        Served::new(shard, mark).map(State::Served)
+        Ok(State::Served(Box::new(Served::new(shard, mark)?)))
     }
 
     /// Blocks. Makes of an unopened or failed state one that can be used.
@@ -277,7 +277,7 @@ impl Slot {
         *state = State::Absent;
         self.went_back.store(true, Ordering::Release);
         // The watermark first: without it whatever remains is a leftover.
-        let mut result = layout.discard_watermark(&self.folder);
+        let mut result = layout::discard_watermark(&self.folder);
         for generation in layout::generations(&self.folder).unwrap_or_default() {
             if generation != self.draft.load(Ordering::Acquire) {
                 result = result.and(layout.discard(&self.folder.join(generation.to_string())));
