@@ -2,6 +2,8 @@
 //!
 //! The functions take the index by its trait; a back end's own file runs them all.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use bulkhead::domain::Seq;
 use bulkhead::domain::ids::{ChunkId, ModelId, NamespaceId, TenantId};
 use bulkhead::store::error::ErrorKind;

@@ -1,5 +1,7 @@
 //! Shards in this process: the conformance of every vector index, and what is their own: files, crashes, limits.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
