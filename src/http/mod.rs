@@ -6,11 +6,13 @@
 //! **Invariant:** the tenant comes from the credential alone; anything else in a request can only agree or fail.
 
 mod auth;
+mod documents;
 mod edge;
 pub mod extract;
 mod form;
 mod health;
 pub mod identity;
+mod jobs;
 pub mod json;
 mod namespaces;
 pub mod openapi;

@@ -25,7 +25,7 @@ use super::edge::edge;
 use super::problem::Problem;
 use super::settings::{HttpSettings, TlsSettings};
 use super::state::App;
-use super::{auth, health, namespaces, openapi};
+use super::{auth, documents, health, jobs, namespaces, openapi};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,8 @@ pub enum ServeError {
 fn tenants(config: &mut ServiceConfig) {
     health::routes(config);
     auth::routes(config);
+    documents::routes(config);
+    jobs::routes(config);
     namespaces::routes(config);
     openapi::routes(config);
     config.default_service(web::to(nothing_here));

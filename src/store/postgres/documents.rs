@@ -47,6 +47,9 @@ pub struct NewDocument {
     pub summary: String,
 }
 
+/// The name of documents that came without one. It is never taken.
+pub const UNNAMED: &str = "unknown_source";
+
 /// How LightRAG's routes treat what is there already. `PUT` replaces instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnExisting {

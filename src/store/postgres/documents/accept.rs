@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::super::error::failed;
 use super::super::transaction::TenantTransaction;
-use super::{Acceptance, Accepted, Content, NewDocument, OnExisting, namespace_lock};
+use super::{Acceptance, Accepted, Content, NewDocument, OnExisting, UNNAMED, namespace_lock};
 use crate::domain::document::Status;
 use crate::domain::ids::JobId;
 use crate::store::error::{ErrorKind, StoreError};
@@ -125,16 +125,18 @@ impl CorpusWriter {
         let taken: Option<String> = sqlx::query_scalar(
             "select n.file_name from unnest($3::text[], $4::text[]) as n(document_id, file_name)
              where exists(select from document d where d.tenant_id = $1 and d.namespace_id = $2
-                 and (d.file_name = n.file_name or d.document_id = n.document_id)) limit 1",
+                 and (d.file_name = n.file_name and n.file_name <> $5 or d.document_id = n.document_id)) limit 1",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
         .bind(ids)
         .bind(&names)
+        .bind(UNNAMED)
         .fetch_optional(&mut **tx)
         .await
         .map_err(failed(OPERATION))?;
-        Ok(taken.or_else(|| repeats(&names).map(str::to_owned)))
+        let claimed: Vec<&str> = names.into_iter().filter(|name| *name != UNNAMED).collect();
+        Ok(taken.or_else(|| repeats(&claimed).map(str::to_owned)))
     }
 
     /// The documents whose content comes again, by its hash: identity and track.
