@@ -1,3 +1,6 @@
 //! Work off the queue, away from requests.
+//!
+//! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
+pub mod projector;
 pub mod worker;

@@ -19,10 +19,12 @@ use sha2::Sha256;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{ErrorKind, StoreError};
-use crate::domain::audit::{AuditCursor, AuditEntry, AuditEvent, AuditRecord, ChainReport};
+use crate::domain::audit::{
+    AuditCursor, AuditEntry, AuditEvent, AuditKind, AuditRecord, ChainReport, Decision,
+};
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
-use crate::tenancy::{Administer, OperatorScope, Permit, Principal, TenantScope};
+use crate::tenancy::{Administer, OperatorScope, Permit, Principal, Refusal, TenantScope};
 use writer::{Message, Writer};
 
 const OPERATION: &str = "audit.record";
@@ -198,18 +200,19 @@ impl Audit {
     }
 
     /// Writes a refusal by identity into the log of the verified credential's tenant; without one into
-    /// the deployment's.
+    /// the deployment's. `action` is what was asked for.
     ///
     /// # Errors
     /// As [`Audit::record_now`]. The request stays refused.
-    pub async fn record_refusal(
-        &self,
-        principal: Option<&Principal>,
-        tenant: Option<TenantId>,
-        entry: AuditEntry,
-    ) -> Result<(), StoreError> {
-        let principal = principal.map_or("anonymous", Principal::as_str);
-        self.write(vec![self.event(tenant, principal, entry)]).await
+    pub async fn record_refusal(&self, refusal: &Refusal, action: &'static str) -> Result<(), StoreError> {
+        let facts = refusal.facts();
+        let principal = facts.principal.as_ref().map_or("anonymous", Principal::as_str);
+        let reason = format!("{}: {}", refusal.kind().slug(), facts.reason);
+        let entry = AuditEntry::new(AuditKind::Refusal, action, Decision::Denied)
+            .because(&reason)
+            .asking_for(facts.asked_for.iter().map(ToString::to_string))
+            .with_ids(&facts.presented);
+        self.write(vec![self.event(facts.tenant, principal, entry)]).await
     }
 
     /// Writes an alarm: into the deployment's log with all that is known, into the caller's own without

@@ -71,4 +71,17 @@ impl StoreError {
         self.source = Some(source.into());
         self
     }
+
+    /// The same error for somebody else who waits for the same call. The cause stays with the original.
+    #[must_use]
+    pub fn retold(&self) -> Self {
+        Self {
+            kind: self.kind,
+            retry: self.retry,
+            backend: self.backend,
+            operation: self.operation,
+            context: self.context.clone(),
+            source: None,
+        }
+    }
 }

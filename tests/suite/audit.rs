@@ -271,14 +271,12 @@ async fn what_is_recorded_together_is_written_in_few_transactions() {
     audit.flush().await;
     println!("2000 queued events: {:?}", clock.elapsed());
     let clock = std::time::Instant::now();
-    let refusals = (0..500).map(|_| {
-        let refusal = AuditEntry::new(AuditKind::Refusal, "request.refuse", Decision::Denied);
-        audit.record_refusal(None, None, refusal.because("no such key").asking_for(["bob"]))
-    });
+    let refusals = (0..500)
+        .map(|_| audit.record_server(AuditEntry::new(AuditKind::Admin, "server.start", Decision::Allowed)));
     for written in futures::future::join_all(refusals).await {
         written.expect("written");
     }
-    println!("500 refusals at once, each awaited: {:?}", clock.elapsed());
+    println!("500 events at once, each awaited: {:?}", clock.elapsed());
     audit.record_now(alice.scope(), entry()).await.expect("written");
     assert_eq!(audit.counts().written, 2501);
     for (tenant, events) in

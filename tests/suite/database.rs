@@ -1,5 +1,6 @@
 //! A migrated database of its own for each test, as the server sees it and as its superuser does.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bulkhead::domain::clock::SystemClock;
@@ -20,7 +21,7 @@ pub struct Database {
     // Dropped after the server, whose leavings it ends.
     pub server: PrivateServer,
     pub postgres: Postgres,
-    _place: Place,
+    place: Place,
 }
 
 impl Database {
@@ -40,7 +41,12 @@ impl Database {
         };
         let ids = Arc::new(SystemIds(SystemClock));
         let postgres = Postgres::new(&addresses, &settings, model, Arc::new(SystemClock), ids);
-        Self { server, postgres, _place: place }
+        Self { server, postgres, place }
+    }
+
+    /// A folder that goes with the database.
+    pub fn folder(&self) -> &Path {
+        self.place.base.path()
     }
 
     /// A connection that no policy binds.

@@ -12,6 +12,7 @@ mod deployment;
 mod parse;
 mod place;
 mod private_postgres;
+mod projector;
 mod round_trips;
 mod row_level_security;
 mod store;

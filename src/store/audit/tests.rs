@@ -6,10 +6,9 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::audit::{AuditKind, Decision};
 use crate::domain::clock::SystemClock;
 use crate::tenancy::directory::{DirectoryError, KeyRecord, OperatorRecord};
-use crate::tenancy::{Directory, TenantRecord, TenantState, Write, reauthorise};
+use crate::tenancy::{Denied, Directory, TenantRecord, TenantState, Write, reauthorise};
 
 type Appended = (Option<TenantId>, Vec<AuditEvent>);
 
@@ -146,6 +145,19 @@ async fn an_alarm_names_identifiers_to_the_deployment_alone() {
         events[0].entry.ids.len()
     };
     assert_eq!((ids(None), ids(Some(alice.scope().tenant()))), (1, 0));
+}
+
+#[tokio::test]
+async fn a_refusal_goes_to_the_tenant_of_the_credential() {
+    let (memory, audit) = started(AuditSettings::default());
+    let alice = permit(1).await;
+    let refusal = Refusal::missing_role(alice.scope(), &Denied { action: "administer" });
+    audit.record_refusal(&refusal, "audit.list").await.unwrap();
+    let calls = memory.calls.lock();
+    let (tenant, events) = &calls[0];
+    assert_eq!(*tenant, Some(alice.scope().tenant()));
+    assert_eq!(events[0].principal, "job:test");
+    assert_eq!(events[0].entry.reason, "missing-role: administer");
 }
 
 #[tokio::test]

@@ -107,9 +107,7 @@ impl Writer {
                 self.counters.lost.fetch_add(count, Ordering::Relaxed);
                 tracing::error!(count, %error, source = ?error.source, "audit events were lost");
                 for answer in group.answers {
-                    let told =
-                        StoreError::new(error.kind, error.backend, error.operation, error.context.clone());
-                    let _gone = answer.send(Err(told));
+                    let _gone = answer.send(Err(error.retold()));
                 }
             }
         }

@@ -1,19 +1,27 @@
 //! From the system of record to the indexes: what changed since a position, in order.
 
+use std::time::Duration;
+
 use pgvector::{SparseVector, Vector};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::error::failed;
+use super::transaction::TenantTransaction;
 use crate::domain::Seq;
-use crate::domain::ids::ChunkId;
+use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
-use crate::store::handles::Corpus;
+use crate::store::handles::{Corpus, Stores};
 use crate::store::vector::{Point, Position, Terms};
 
-/// What changed between two positions.
-#[derive(Debug, Clone, Default)]
+/// Writing transactions of which history is read at once.
+const HISTORY_PAGE: i64 = 512;
+/// History older than this goes, though a consumer has not passed it: one that was absent for longer rebuilds.
+const HISTORY_KEPT: Duration = Duration::from_hours(24);
+
+/// What changed since a position.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Changes {
     /// Chunks that came, and are still there.
     pub added: Vec<Point>,
@@ -24,87 +32,129 @@ pub struct Changes {
 }
 
 /// How the history reaches an index that stands at a position.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum History {
-    /// These changes lead on from there.
+    /// These changes lead on from there; `through` is the position itself when there are none.
     Changes(Changes),
     /// It does not: the position is ahead of the record, or what followed it was forgotten.
     Broken,
+    /// The namespace is there no more, and its index is to go.
+    Gone,
+}
+
+impl Stores {
+    /// Namespaces after `after`, by identity, whose index on this server lags behind them; a caller goes round.
+    /// With `every`, all namespaces.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn projection_backlog(
+        &self,
+        consumer: &str,
+        every: bool,
+        after: Option<(TenantId, NamespaceId)>,
+        limit: i64,
+    ) -> Result<Vec<(TenantId, NamespaceId)>, StoreError> {
+        let (tenant, namespace) = after.map_or((Uuid::nil(), Uuid::nil()), |(t, n)| (t.0, n.0));
+        let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "select n.tenant_id, n.namespace_id from namespace n
+             left join consumer c on c.tenant_id = n.tenant_id and c.namespace_id = n.namespace_id
+                 and c.consumer = $1
+             where (n.tenant_id, n.namespace_id) > ($2, $3) and ($4 or n.seq > coalesce(c.seq, 0))
+             order by n.tenant_id, n.namespace_id limit $5",
+        )
+        .bind(consumer)
+        .bind(tenant)
+        .bind(namespace)
+        .bind(every)
+        .bind(limit)
+        .fetch_all(&self.postgres().pools.dispatch)
+        .await
+        .map_err(failed("projection.backlog"))?;
+        Ok(rows.into_iter().map(|(t, n)| (TenantId(t), NamespaceId(n))).collect())
+    }
 }
 
 impl Corpus {
-    /// The changes after `since`, about `limit` chunks at once; `through` equal to `since` when there are none.
+    /// What changed after `since`, in the order of its transactions: about `limit` chunks, but always whole
+    /// transactions, each of which fitted into memory when it was written.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn history(&self, since: Seq, limit: i64) -> Result<History, StoreError> {
         const OPERATION: &str = "corpus.history";
+        let limit = limit.max(1);
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
         let mut tx = self.reader.begin().await?;
-        let (seq, oldest): (i64, Option<i64>) = sqlx::query_as(
-            "select n.seq, (select min(o.seq) from outbox o where o.tenant_id = $1 and o.namespace_id = $2 and o.seq > $3)
-             from namespace n where n.tenant_id = $1 and n.namespace_id = $2",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(since.0)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?
-        .unwrap_or((since.0, None));
-        if seq < since.0 || (seq > since.0 && oldest != Some(since.0 + 1)) {
-            return Ok(History::Broken);
-        }
         let rows = sqlx::query(
-            "select o.seq, o.removed, coalesce(e.added, 0) as added
-             from (select seq, removed from outbox where tenant_id = $1 and namespace_id = $2 and seq > $3
-                   order by seq limit 512) o
-             left join lateral (select count(*) as added from chunk c
-                 where c.tenant_id = $1 and c.namespace_id = $2 and c.seq = o.seq) e on true
-             order by o.seq",
+            "select n.seq as head, o.seq, o.removed
+             from namespace n left join lateral (
+                 select seq, removed from outbox
+                 where tenant_id = $1 and namespace_id = $2 and seq > $3 order by seq limit $4) o on true
+             where n.tenant_id = $1 and n.namespace_id = $2 order by o.seq",
         )
         .bind(tenant)
         .bind(namespace)
         .bind(since.0)
+        .bind(HISTORY_PAGE)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        // Read after the position, so it may have been forgotten in between.
-        let first: Option<i64> = match rows.first() {
-            Some(row) => Some(row.try_get("seq").map_err(failed(OPERATION))?),
-            None => None,
-        };
-        if seq > since.0 && first != Some(since.0 + 1) {
-            return Ok(History::Broken);
+        let Some(first) = rows.first() else { return Ok(History::Gone) };
+        let head: i64 = first.try_get("head").map_err(failed(OPERATION))?;
+        if head == since.0 {
+            tx.commit().await?;
+            return Ok(History::Changes(Changes { through: since, ..Changes::default() }));
         }
-        let mut changes = Changes { through: since, ..Changes::default() };
-        let mut size = 0;
-        for row in &rows {
-            let removed: Vec<Uuid> = row.try_get("removed").map_err(failed(OPERATION))?;
-            let added: i64 = row.try_get("added").map_err(failed(OPERATION))?;
-            changes.through = Seq(row.try_get("seq").map_err(failed(OPERATION))?);
-            size += added + i64::try_from(removed.len()).unwrap_or(i64::MAX);
-            changes.removed.extend(removed.into_iter().map(ChunkId));
-            if size >= limit {
-                break;
+        let Some(removals) = removals(&rows, since, limit).map_err(failed(OPERATION))? else {
+            return Ok(History::Broken);
+        };
+        let last = removals.last().map_or(since, |(seq, _)| *seq);
+        let (mut added, mut through) = (self.points_between(&mut tx, since, last, limit).await?, last);
+        if i64::try_from(added.len()).is_ok_and(|count| count >= limit)
+            && let Some((cut, _)) = added.last()
+        {
+            // The last transaction of the page may go on behind it.
+            through = Seq(cut.0 - 1);
+            if through == since {
+                through = *cut;
+                added = self.points_between(&mut tx, since, through, i64::MAX).await?;
             }
         }
+        tx.commit().await?;
+        let removed = removals.into_iter().take_while(|(seq, _)| *seq <= through);
+        let changes = Changes {
+            removed: removed.flat_map(|(_, chunks)| chunks).collect(),
+            added: added.into_iter().take_while(|(seq, _)| *seq <= through).map(|(_, point)| point).collect(),
+            through,
+        };
+        Ok(History::Changes(changes))
+    }
+
+    async fn points_between(
+        &self,
+        tx: &mut TenantTransaction,
+        since: Seq,
+        through: Seq,
+        limit: i64,
+    ) -> Result<Vec<(Seq, Point)>, StoreError> {
+        const OPERATION: &str = "corpus.history";
         let rows = sqlx::query(
-            "select chunk_id, version, embedding, terms from chunk_embedding
+            "select chunk_id, version, seq, embedding, terms from chunk_embedding
              where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4 and seq <= $5
-             order by seq, chunk_id",
+             order by seq, chunk_id limit $6",
         )
-        .bind(tenant)
-        .bind(namespace)
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
         .bind(self.partition.model().as_str())
         .bind(since.0)
-        .bind(changes.through.0)
-        .fetch_all(&mut *tx)
+        .bind(through.0)
+        .bind(limit)
+        .fetch_all(&mut **tx)
         .await
         .map_err(failed(OPERATION))?;
-        tx.commit().await?;
-        changes.added = rows.iter().map(point).collect::<Result<_, _>>().map_err(failed(OPERATION))?;
-        Ok(History::Changes(changes))
+        let read = |row: &PgRow| Ok((Seq(row.try_get("seq")?), point(row)?));
+        rows.iter().map(read).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
     }
 
     /// A page of all points, ordered by chunk, for an index that is built anew. To be followed from the
@@ -160,6 +210,7 @@ impl Corpus {
 
     /// Registers how far a consumer has come, and forgets the history that all have passed.
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        let now = self.reader.postgres().clock.now();
         let mut tx = self.reader.begin().await?;
         // The share lock waits for a deletion of the namespace, which would not see this row.
         sqlx::query(
@@ -172,31 +223,37 @@ impl Corpus {
         .bind(self.partition.namespace().0)
         .bind(consumer)
         .bind(seq.0)
-        .bind(self.reader.postgres().clock.now())
+        .bind(now)
         .execute(&mut *tx)
         .await
         .map_err(failed("consumer.pass"))?;
         sqlx::query(
             "delete from outbox o where o.tenant_id = $1 and o.namespace_id = $2
-                 and o.seq <= (select min(c.seq) from consumer c where c.tenant_id = $1 and c.namespace_id = $2)",
+                 and (o.seq <= (select min(c.seq) from consumer c where c.tenant_id = $1 and c.namespace_id = $2)
+                     or o.seq <= $3 and o.at < $4)",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
+        .bind(seq.0)
+        .bind(now - HISTORY_KEPT)
         .execute(&mut *tx)
         .await
         .map_err(failed("consumer.pass"))?;
         tx.commit().await
     }
 
-    /// Writes the index anew from the database, and returns up to where.
+    /// Writes the index anew from the database, and returns up to where. What came or went meanwhile is to be
+    /// applied from there.
     ///
     /// # Errors
     /// `Unavailable`, `Timeout` or `Damaged`; what was served before goes on being served.
     pub async fn index_rebuild(&self, consumer: &str, page: i64) -> Result<Seq, StoreError> {
+        // As it stands now, not when this handle was opened: a point that went in between is in no page and
+        // would be in no history that was kept.
+        let opened = self.reader.corpus_get_by_id(self.partition.namespace()).await?;
+        let from = opened.map_or(self.seq, |corpus| corpus.seq);
         // Registered first, so that the history from here on is kept until it was applied.
-        self.consumer_pass(consumer, self.seq).await?;
-        // Points that come while pages are read may be in them or not; the history from here on adds them again.
-        let from = self.seq;
+        self.consumer_pass(consumer, from).await?;
         let mut rebuild = self.vectors().rebuild(&self.partition).await?;
         let mut after = None;
         loop {
@@ -209,10 +266,44 @@ impl Corpus {
         Ok(from)
     }
 
+    /// Removes the index of a namespace that is there no more. `false`: it is there, and nothing was done.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn index_forget(&self) -> Result<bool, StoreError> {
+        if self.reader.corpus_get_by_id(self.partition.namespace()).await?.is_some() {
+            return Ok(false);
+        }
+        self.vectors().remove(&self.partition).await?;
+        Ok(true)
+    }
+
     /// Whether the index should be written anew.
     pub async fn index_wants_rebuild(&self) -> bool {
         self.vectors().wants_rebuild(&self.partition).await
     }
+}
+
+/// A transaction, and the chunks that it removed.
+type Removal = (Seq, Vec<ChunkId>);
+
+/// What each transaction removed, in order, about `limit` chunks at once; `None` when one is missing.
+fn removals(rows: &[PgRow], since: Seq, limit: i64) -> Result<Option<Vec<Removal>>, sqlx::Error> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let (mut list, mut size) = (Vec::with_capacity(rows.len()), 0);
+    for (row, expected) in std::iter::zip(rows, since.0 + 1..) {
+        // Absent altogether when the position is ahead of the record or everything was forgotten.
+        if row.try_get::<Option<i64>, _>("seq")? != Some(expected) {
+            return Ok(None);
+        }
+        let removed: Vec<Uuid> = row.try_get("removed")?;
+        size += removed.len();
+        list.push((Seq(expected), removed.into_iter().map(ChunkId).collect()));
+        if size >= limit {
+            break;
+        }
+    }
+    Ok(Some(list))
 }
 
 fn point(row: &PgRow) -> Result<Point, sqlx::Error> {
