@@ -20,7 +20,6 @@ use futures::future::{LocalBoxFuture, Shared};
 
 use super::problem::{Kind, Problem};
 use super::state::App;
-use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::tenancy::{
     Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RequestHints,
     TenantScope,
@@ -140,12 +139,7 @@ pub(super) async fn refused(app: &App, refusal: Refusal) -> Problem {
     if problem.kind() == Kind::Unavailable {
         return problem;
     }
-    let facts = refusal.facts();
-    let entry = AuditEntry::new(AuditKind::Refusal, "request.refused", Decision::Denied)
-        .because(&format!("{}: {}", refusal.kind().slug(), facts.reason))
-        .asking_for(facts.asked_for.iter().map(ToString::to_string))
-        .with_ids(facts.presented.iter());
-    match app.audit.record_refusal(facts.principal.as_ref(), facts.tenant, entry).await {
+    match app.audit.record_refusal(&refusal, "request.refused").await {
         Ok(()) => problem,
         Err(error) => Problem::new(Kind::Unavailable).because(error),
     }
