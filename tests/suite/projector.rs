@@ -201,6 +201,7 @@ impl Rig {
             job: task.job,
             lease: task.lease,
             document_id: task.document_id,
+            title: task.title,
             version: task.version,
             chunks: (0..chunks).map(chunk).collect(),
         };
