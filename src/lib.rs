@@ -3,14 +3,15 @@
 //! Floors; imports only point down:
 //!
 //! ```text
-//! app                     composition root
-//! jobs | http | eval      work off the queue | answer requests | measure
-//! pipeline | retrieval    documents in | answers out
-//! store                   handles, traits, back ends
+//! app                            composition root
+//! jobs | http | eval             work off the queue | answer requests | measure
+//! pipeline | retrieval | admin   documents in | answers out | operators' actions
+//! store                          handles, traits, back ends
 //! config | tenancy | inference
 //! domain                  plain types
 //! ```
 
+pub mod admin;
 pub mod config;
 pub mod domain;
 pub mod eval;
