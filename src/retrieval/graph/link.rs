@@ -12,18 +12,21 @@ pub(super) struct Titles {
     groups: Postings<u64>,
     /// First words of titles, and the length of the longest that begins so. Never forgets between packings: too long costs time only.
     firsts: KeyMap<u32, u8>,
+    /// A bit for each of these words by its lowest bits: most words of a text begin no title, and this is all it costs to know.
+    sieve: Vec<u64>,
 }
+
+/// Words that the sieve tells apart.
+const SIEVE: usize = 1 << 16;
 
 impl Titles {
     pub(super) fn pack(groups: impl Iterator<Item = Group>) -> Self {
-        let mut firsts: KeyMap<u32, u8> = KeyMap::default();
-        let mut pairs = Vec::new();
-        for group in groups {
-            let longest = firsts.entry(group.first).or_default();
-            *longest = group.length.max(*longest);
-            pairs.push((group.title, group.id));
-        }
-        Self { groups: Postings::pack(pairs), firsts }
+        let groups: Vec<Group> = groups.collect();
+        let pairs = groups.iter().map(|group| (group.title, group.id)).collect();
+        let (firsts, sieve) = (KeyMap::default(), vec![0; SIEVE / 64]);
+        let mut titles = Self { groups: Postings::pack(pairs), firsts, sieve };
+        groups.iter().for_each(|group| titles.learn(group));
+        titles
     }
 
     pub(super) fn has(&self, title: u64) -> bool {
@@ -36,9 +39,15 @@ impl Titles {
     }
 
     pub(super) fn insert(&mut self, group: &Group) {
+        self.learn(group);
+        self.groups.insert(group.title, group.id);
+    }
+
+    fn learn(&mut self, group: &Group) {
         let longest = self.firsts.entry(group.first).or_default();
         *longest = group.length.max(*longest);
-        self.groups.insert(group.title, group.id);
+        let bit = group.first as usize % SIEVE;
+        self.sieve[bit / 64] |= 1 << (bit % 64);
     }
 
     pub(super) fn remove(&mut self, group: &Group) {
@@ -46,7 +55,7 @@ impl Titles {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.groups.bytes() + self.firsts.capacity() * 9
+        self.groups.bytes() + self.firsts.capacity() * 9 + SIEVE / 8
     }
 
     /// The titles that a sequence of words names, from left to right.
@@ -73,6 +82,10 @@ impl Titles {
 
     /// The longest title that the words begin with, and its length.
     fn longest(&self, words: &[u32]) -> Option<(u64, usize)> {
+        let bit = *words.first()? as usize % SIEVE;
+        if self.sieve[bit / 64] >> (bit % 64) & 1 == 0 {
+            return None;
+        }
         let longest = usize::from(*self.firsts.get(words.first()?)?);
         let mut found = None;
         let mut hash = 0;
