@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** the tenant comes from the credential alone; anything else in a request can only agree or fail.
 
+mod admin;
 mod auth;
 mod documents;
 mod edge;

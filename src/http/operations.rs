@@ -94,6 +94,16 @@ pub const OPERATIONS: &[Operation] = &[
     writer("delete", "/jobs/{id}"),
     reader("get", "/namespaces"),
     admin("delete", "/namespaces/{name}"),
+    operator("post", "/admin/tenants"),
+    operator("get", "/admin/tenants"),
+    operator("get", "/admin/tenants/{id}"),
+    operator("delete", "/admin/tenants/{id}"),
+    operator("post", "/admin/tenants/{id}/suspend"),
+    operator("post", "/admin/tenants/{id}/resume"),
+    operator("post", "/admin/tenants/{id}/keys"),
+    operator("get", "/admin/tenants/{id}/keys"),
+    operator("delete", "/admin/tenants/{id}/keys/{key_id}"),
+    operator("post", "/admin/tenants/{id}/tokens"),
 ];
 
 /// What an operation demands; `None` for one that is not in the table.

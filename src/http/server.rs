@@ -25,7 +25,7 @@ use super::edge::edge;
 use super::problem::Problem;
 use super::settings::{HttpSettings, TlsSettings};
 use super::state::App;
-use super::{auth, documents, health, jobs, namespaces, openapi};
+use super::{admin, auth, documents, health, jobs, namespaces, openapi};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,7 @@ fn tenants(config: &mut ServiceConfig) {
 
 /// The routes of operators.
 fn operators(config: &mut ServiceConfig) {
+    admin::routes(config);
     config.default_service(web::to(nothing_here));
 }
 
