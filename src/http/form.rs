@@ -95,9 +95,7 @@ impl Answer {
         }
         match self.form {
             Form::OpenAi => {
-                let error =
-                    json!({"message": detail, "type": openai_type(kind), "param": null, "code": kind.slug()});
-                add("error", error);
+add("error", openai_error(problem));
             }
             Form::Ollama => add("error", json!(detail)),
             Form::QueryData if self.failure() => {
@@ -110,6 +108,12 @@ impl Answer {
         }
         body
     }
+}
+
+/// A problem as OpenAI's clients read it.
+pub(super) fn openai_error(problem: &Problem) -> Value {
+    let kind = problem.kind();
+    json!({"message": problem.detail(), "type": openai_type(kind), "param": null, "code": kind.slug()})
 }
 
 fn openai_type(kind: Kind) -> &'static str {

@@ -7,18 +7,23 @@
 
 mod admin;
 mod auth;
+mod chat;
 mod documents;
 mod edge;
 pub mod extract;
 mod form;
+mod graph;
 mod health;
 pub mod identity;
 mod jobs;
 pub mod json;
 mod namespaces;
+mod ollama;
+mod openai;
 pub mod openapi;
 pub mod operations;
 pub mod problem;
+mod query;
 pub mod server;
 pub mod settings;
 pub mod state;

@@ -104,6 +104,22 @@ pub const OPERATIONS: &[Operation] = &[
     operator("get", "/admin/tenants/{id}/keys"),
     operator("delete", "/admin/tenants/{id}/keys/{key_id}"),
     operator("post", "/admin/tenants/{id}/tokens"),
+    reader("post", "/query"),
+    reader("post", "/query/data"),
+    reader("post", "/query/stream"),
+    reader("get", "/graphs"),
+    reader("get", "/graph/label/list"),
+    reader("get", "/graph/label/popular"),
+    reader("get", "/graph/label/search"),
+    reader("get", "/graph/entity/exists"),
+    reader("get", "/v1/models"),
+    reader("get", "/v1/models/{model}"),
+    reader("post", "/v1/chat/completions"),
+    reader("get", "/api/version"),
+    reader("get", "/api/tags"),
+    reader("get", "/api/ps"),
+    reader("post", "/api/chat"),
+    reader("post", "/api/generate"),
 ];
 
 /// What an operation demands; `None` for one that is not in the table.

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::inference::{EmbedderError, LanguageModelError};
+use crate::retrieval::RetrievalError;
 use crate::store::error::{ErrorKind, Retry, StoreError};
 use crate::tenancy::{Refusal, RefusalKind};
 
@@ -332,6 +333,16 @@ impl From<StoreError> for Problem {
             _ => problem,
         };
         problem.because(error)
+    }
+}
+
+impl From<RetrievalError> for Problem {
+    fn from(error: RetrievalError) -> Self {
+        match error {
+            RetrievalError::ForeignRow { .. } => Self::new(Kind::IsolationAlarm).because(error),
+            RetrievalError::Store(error) => error.into(),
+            RetrievalError::Embed(error) => error.into(),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::edge::edge;
 use super::problem::Problem;
 use super::settings::{HttpSettings, TlsSettings};
 use super::state::App;
-use super::{admin, auth, documents, health, jobs, namespaces, openapi};
+use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,10 @@ fn tenants(config: &mut ServiceConfig) {
     documents::routes(config);
     jobs::routes(config);
     namespaces::routes(config);
+    query::routes(config);
+    graph::routes(config);
+    openai::routes(config);
+    ollama::routes(config);
     openapi::routes(config);
     config.default_service(web::to(nothing_here));
 }

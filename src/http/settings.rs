@@ -54,6 +54,10 @@ pub struct HttpSettings {
     pub max_streams: usize,
     /// The longest that `Prefer: wait` waits, seconds.
     pub max_wait_seconds: u64,
+    /// Entities of one view of the graph.
+    pub max_graph_nodes: usize,
+    /// Names in the list of all entities.
+    pub max_labels: usize,
     /// How often a running job's progress is looked at for streams, milliseconds.
     pub progress_poll_ms: u64,
     /// How often a silent event stream says that it lives, seconds.
@@ -94,6 +98,8 @@ impl Default for HttpSettings {
             request_burst: 2000,
             max_streams: 100,
             max_wait_seconds: 60,
+            max_graph_nodes: 1000,
+            max_labels: 10_000,
             progress_poll_ms: 300,
             heartbeat_seconds: 15,
         }

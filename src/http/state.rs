@@ -16,6 +16,7 @@ use super::settings::HttpSettings;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, TenantId};
 use crate::inference::{Embedder, LanguageModel};
+use crate::retrieval::Engine;
 use crate::store::audit::Audit;
 use crate::store::{Corpus, Stores};
 use crate::tenancy::{Authenticator, KeyPepper, TokenSigner};
@@ -32,6 +33,8 @@ pub struct App {
     pub pepper: Arc<KeyPepper>,
     /// The longest life of a token, seconds.
     pub session_ttl: u64,
+    /// Finds and quotes.
+    pub engine: Engine,
     /// The embedding model.
     pub embedder: Embedder,
     /// The language model, where one is configured.

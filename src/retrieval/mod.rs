@@ -11,9 +11,11 @@ pub mod graph;
 mod graphs;
 mod post_filter;
 mod search;
+pub mod view;
 
 pub use answer::Answer;
 pub use engine::{
     Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings,
 };
 pub use entities::{Entity, Relation};
+pub use view::{GraphView, entity_keys};

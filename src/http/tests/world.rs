@@ -14,9 +14,11 @@ use uuid::Uuid;
 use crate::domain::Seq;
 use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainReport};
 use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::lexical::{LexicalSettings, Lexicon};
 use crate::domain::ids::{ChunkId, IdSource, ModelId, SystemIds, TenantId};
 use crate::http::{App, HttpSettings, Meters};
 use crate::inference::{Embedder, EmbeddingSettings};
+use crate::retrieval::Engine;
 use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
 use crate::store::uploads::Uploads;
 use crate::store::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
@@ -228,13 +230,21 @@ impl World {
             spinning: false,
             queue: 8,
         };
+        let embedder = Embedder::load(&embedding).expect("the model's tokenizer; `make setup` brings it");
         let app = App {
+            engine: Engine::new(
+                embedder.clone(),
+                Arc::new(Lexicon::new(LexicalSettings::default())),
+                crate::http::query::tests::settings(),
+                Arc::clone(&clock),
+                Arc::new(|_| ()),
+            ),
             stores: Stores::new(postgres, Arc::new(NoIndex), uploads),
             authenticator: Arc::new(authenticator),
             signer: Arc::new(signer),
             pepper: Arc::new(pepper()),
             session_ttl: 3600,
-            embedder: Embedder::load(&embedding).expect("the model's tokenizer; `make setup` brings it"),
+            embedder,
             language_model: None,
             audit: Audit::start(log, AuditSettings::default(), Arc::clone(&clock), &[1; 32]),
             meters: Meters::new(&limits),
