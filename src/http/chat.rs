@@ -146,17 +146,12 @@ async fn answer_task(asking: &Asking) -> Result<Reply, Problem> {
     let entry = AuditEntry::new(AuditKind::Query, "chat.task", Decision::Allowed)
         .of_query(asking.app.audit.query_hash(scope, &asking.asked.text));
     asking.app.audit.record(scope, entry).await;
-    match &asking.app.language_model {
-        Some(model) => {
-            let mut messages = asking.asked.history.clone();
-            messages.push(Message { role: "user".to_owned(), content: asking.asked.text.clone() });
-            generate(model, &messages, false).await
-        }
-        None => {
-            let answer = Answer { text: first_words(&asking.asked.text), llm_generated: false };
-            Ok(Reply::Whole(answer))
-        }
-    }
+    let Some(model) = &asking.app.language_model else {
+        return Ok(Reply::Whole(Answer { text: first_words(&asking.asked.text), llm_generated: false }));
+    };
+    let mut messages = asking.asked.history.clone();
+    messages.push(Message { role: "user".to_owned(), content: asking.asked.text.clone() });
+    generate(model, &messages, false).await
 }
 
 /// Which document each mark stands for.
@@ -198,7 +193,15 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_a_prefix_is_part_of_the_question() {
-        for message in ["/nope who?", "/naively who?", "/etc/passwd", "/", "/ who?", "/bypasscontext who?", "/local[a\nb] c"] {
+        for message in [
+            "/nope who?",
+            "/naively who?",
+            "/etc/passwd",
+            "/",
+            "/ who?",
+            "/bypasscontext who?",
+            "/local[a\nb] c",
+        ] {
             assert_eq!(read(message), (Mode::Mix, Output::Answer, None, message));
         }
     }
@@ -214,7 +217,8 @@ mod tests {
 
     #[test]
     fn what_was_said_before_is_history() {
-        let messages = vec![said("system", "be brief"), said("user", "a"), said("assistant", "b"), said("user", "c")];
+        let messages =
+            vec![said("system", "be brief"), said("user", "a"), said("assistant", "b"), said("user", "c")];
         let turn = turn(messages, true, &settings()).ok().expect("a turn");
         assert_eq!((turn.asked.text.as_str(), turn.asked.history.len(), turn.task), ("c", 3, false));
     }

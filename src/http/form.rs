@@ -95,7 +95,7 @@ impl Answer {
         }
         match self.form {
             Form::OpenAi => {
-add("error", openai_error(problem));
+                add("error", openai_error(problem));
             }
             Form::Ollama => add("error", json!(detail)),
             Form::QueryData if self.failure() => {

@@ -172,7 +172,12 @@ impl Looking {
         self.app.audit.record(scope, entry).await;
     }
 
-    async fn labels(&self, part: Option<&str>, order: LabelOrder, limit: i64) -> Result<HttpResponse, Problem> {
+    async fn labels(
+        &self,
+        part: Option<&str>,
+        order: LabelOrder,
+        limit: i64,
+    ) -> Result<HttpResponse, Problem> {
         self.audit("graph.label.list", part.unwrap_or_default()).await;
         let labels = match &self.corpus {
             Some(corpus) => corpus.label_list(part, order, limit).await?,

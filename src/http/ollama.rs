@@ -47,6 +47,7 @@ pub(super) struct Models {
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the protocol's words")]
 struct Model {
     /// The namespace's name with `:latest` behind it.
     name: String,
@@ -223,8 +224,7 @@ impl About {
     /// The line that ends an answer, or is it whole.
     fn last(&self, text: &str, counts: Counts, answered: &Told) -> Value {
         let ended = self.app.clock.instant();
-        let nanoseconds =
-            |from: Instant, to: Instant| nanoseconds(to.saturating_duration_since(from));
+        let nanoseconds = |from: Instant, to: Instant| nanoseconds(to.saturating_duration_since(from));
         let mut line = self.line(text);
         line["done"] = json!(true);
         line["done_reason"] = json!("stop");

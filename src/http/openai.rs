@@ -83,7 +83,8 @@ pub(super) async fn model(
     app: Data<App>,
 ) -> Result<HttpResponse, Problem> {
     let namespaces = app.stores.reader(&permit).namespace_list().await?;
-    let found = namespaces.iter().find(|namespace| namespace.name == name.0).ok_or_else(Problem::not_found)?;
+    let found =
+        namespaces.iter().find(|namespace| namespace.name == name.0).ok_or_else(Problem::not_found)?;
     Ok(HttpResponse::Ok().json(ModelBody::new(&found.name)))
 }
 
@@ -185,6 +186,7 @@ struct Answer {
 
 /// Estimated numbers of tokens.
 #[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the protocol's words")]
 struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -330,7 +332,8 @@ mod tests {
             {"role": "user", "content": "c"},
         ]});
         let read = read(&body).expect("a good body");
-        let said: Vec<String> = read.messages.into_iter().map(|message| Message::from(message).content).collect();
+        let said: Vec<String> =
+            read.messages.into_iter().map(|message| Message::from(message).content).collect();
         assert_eq!(said, ["", "a\nb", "c"]);
     }
 
@@ -346,7 +349,10 @@ mod tests {
     fn every_chunk_is_of_one_completion() {
         let about = About { id: "chatcmpl-1".into(), created: 7, model: "default".into() };
         let chunk = about.chunk(&json!({"content": "x"}), None);
-        assert_eq!((&chunk["object"], &chunk["choices"][0]["delta"]["content"]), (&json!("chat.completion.chunk"), &json!("x")));
+        assert_eq!(
+            (&chunk["object"], &chunk["choices"][0]["delta"]["content"]),
+            (&json!("chat.completion.chunk"), &json!("x"))
+        );
         assert!(chunk["choices"][0]["finish_reason"].is_null());
     }
 }

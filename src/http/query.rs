@@ -166,7 +166,9 @@ async fn write(asking: &Asking, found: &Found, shown: Shown, lines: &Lines) -> R
             }
             lines.send(&line).await?;
         }
-        Reply::Pieces(pieces) => each(pieces, async |piece: String| lines.send(&json!({"response": piece})).await).await?,
+        Reply::Pieces(pieces) => {
+            each(pieces, async |piece: String| lines.send(&json!({"response": piece})).await).await?;
+        }
     }
     Ok(())
 }

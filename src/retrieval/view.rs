@@ -166,8 +166,7 @@ impl<'r> Mentions<'r> {
             for (at, one) in own.iter().enumerate() {
                 for other in own[at + 1..].iter().filter(|other| *other != one) {
                     let ends = (*one.min(other), *one.max(other));
-                    let pair =
-                        together.entry(ends).or_insert(Pair { ends, weight: 0.0, chunks: Vec::new() });
+                    let pair = together.entry(ends).or_insert(Pair { ends, weight: 0.0, chunks: Vec::new() });
                     pair.weight += 1.0;
                     if pair.chunks.len() < SUPPORT {
                         pair.chunks.push(*chunk);

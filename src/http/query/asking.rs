@@ -51,9 +51,9 @@ pub(crate) struct Found {
     /// The material, within its budgets.
     pub(crate) material: Material,
     /// Entities before their budget.
-    pub(crate) entities_found: usize,
+    pub(crate) all_entities: usize,
     /// Relations before their budget.
-    pub(crate) relations_found: usize,
+    pub(crate) all_relations: usize,
 }
 
 /// An answer, whole or as it is written.
@@ -141,7 +141,7 @@ impl Asking {
     }
 
     fn within_budget(&self, mut material: Material) -> Found {
-        let (entities_found, relations_found) = (material.entities.len(), material.relations.len());
+        let (all_entities, all_relations) = (material.entities.len(), material.relations.len());
         let fit = |tokens: &mut dyn Iterator<Item = usize>, most: usize| {
             let mut used = 0;
             tokens
@@ -163,7 +163,7 @@ impl Asking {
         });
         let kept = fit(&mut relations, self.asked.max_relation_tokens);
         material.relations.truncate(kept);
-        Found { material, entities_found, relations_found }
+        Found { material, all_entities, all_relations }
     }
 
     /// The conversation that a language model would answer.
@@ -173,7 +173,8 @@ impl Asking {
         if asked.question.mode != Mode::Bypass {
             return prompt(&asked.text, material, &asked.history, wish, form);
         }
-        let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+        let message =
+            |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
         let mut messages: Vec<Message> = wish.map(|wish| message("system", wish)).into_iter().collect();
         messages.extend_from_slice(&asked.history);
         messages.push(message("user", &asked.text));

@@ -77,6 +77,7 @@ pub(crate) struct QueryRequest {
 
 /// What of an answer is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 pub(crate) struct Shown {
     pub(crate) references: bool,
     pub(crate) content: bool,
@@ -152,8 +153,7 @@ impl Asked {
 impl QueryRequest {
     /// The question, with the server's own numbers where the body has none.
     pub(crate) fn asked(self, settings: &RetrievalSettings) -> Asked {
-        let mut asked =
-            Asked::new(self.query.trim().to_owned(), self.mode.unwrap_or_default(), settings);
+        let mut asked = Asked::new(self.query.trim().to_owned(), self.mode.unwrap_or_default(), settings);
         let question = &mut asked.question;
         question.top_k = self.top_k.and_then(TopK::new).unwrap_or(question.top_k);
         question.chunk_top_k = self.chunk_top_k.and_then(TopK::new).unwrap_or(question.chunk_top_k);
@@ -198,12 +198,7 @@ fn weight(text: &str) -> usize {
 }
 
 /// The bounds of everything that is said in one request.
-pub(crate) fn bound_conversation(
-    faults: &mut Faults,
-    name: &str,
-    history: &[Message],
-    others: &[&str],
-) {
+pub(crate) fn bound_conversation(faults: &mut Faults, name: &str, history: &[Message], others: &[&str]) {
     faults.list(name, history.len(), 0, MAX_MESSAGES);
     let said = history.iter().map(|message| message.role.chars().count() + message.content.chars().count());
     let all = said.sum::<usize>() + others.iter().map(|text| text.chars().count()).sum::<usize>();
@@ -280,7 +275,8 @@ mod tests {
 
     #[test]
     fn keywords_are_looked_for_beside_the_question_and_not_asked() {
-        let body = json!({"query": "Who?", "hl_keywords": ["energy"], "ll_keywords": ["Norvik"], "lexical": false});
+        let body =
+            json!({"query": "Who?", "hl_keywords": ["energy"], "ll_keywords": ["Norvik"], "lexical": false});
         let asked = asked(&body);
         assert_eq!(asked.text, "Who?");
         assert_eq!((asked.question.text.as_str(), asked.question.lexical), ("Who? energy Norvik", false));

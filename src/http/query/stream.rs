@@ -191,7 +191,8 @@ mod tests {
         let value: Value = serde_json::from_slice(&line).expect("JSON");
         assert!(value["error"].is_string() && line.ends_with(b"\n"));
         let event = Framing::Events.error(&problem);
-        let event = std::str::from_utf8(&event).expect("text").strip_prefix("data: ").expect("an event").to_owned();
+        let event =
+            std::str::from_utf8(&event).expect("text").strip_prefix("data: ").expect("an event").to_owned();
         let value: Value = serde_json::from_str(&event).expect("JSON");
         assert_eq!(value["error"]["code"], "not-found");
     }

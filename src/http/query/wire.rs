@@ -226,7 +226,9 @@ impl QueryData {
         let by_place: HashMap<usize, &str> = material
             .references
             .iter()
-            .flat_map(|reference| reference.chunks.iter().map(|place| (*place, reference.reference_id.as_str())))
+            .flat_map(|reference| {
+                reference.chunks.iter().map(|place| (*place, reference.reference_id.as_str()))
+            })
             .collect();
         let chunks = material.chunks.iter().enumerate().map(|(place, chunk)| ChunkBody {
             reference_id: by_place.get(&place).copied().unwrap_or_default().to_owned(),
@@ -256,8 +258,8 @@ impl QueryData {
         });
         let count = material.chunks.len();
         let info = ProcessingInfo {
-            total_entities_found: found.entities_found,
-            total_relations_found: found.relations_found,
+            total_entities_found: found.all_entities,
+            total_relations_found: found.all_relations,
             entities_after_truncation: material.entities.len(),
             relations_after_truncation: material.relations.len(),
             total_chunks_found: count,
