@@ -72,6 +72,7 @@ fn prefixed(message: &str) -> Prefixed<'_> {
 }
 
 /// The last message of a conversation, as a question.
+#[derive(Debug)]
 pub(super) struct Turn {
     pub(super) asked: Asked,
     /// Whether a frontend asks it for itself, as for a title.
@@ -219,17 +220,17 @@ mod tests {
     fn what_was_said_before_is_history() {
         let messages =
             vec![said("system", "be brief"), said("user", "a"), said("assistant", "b"), said("user", "c")];
-        let turn = turn(messages, true, &settings()).ok().expect("a turn");
+        let turn = turn(messages, true, &settings()).expect("a turn");
         assert_eq!((turn.asked.text.as_str(), turn.asked.history.len(), turn.task), ("c", 3, false));
     }
 
     #[test]
     fn a_title_is_made_of_the_first_words_where_nothing_can_write_one() {
         let text = "Make a title.\n<chat_history>\nUSER: Who keeps the light at Port Anselm in winter and why?\nASSISTANT: x";
-        let turn = turn(vec![said("user", text)], false, &settings()).ok().expect("a turn");
+        let turn = turn(vec![said("user", text)], false, &settings()).expect("a turn");
         assert!(turn.task);
         assert_eq!(first_words(text), "Who keeps the light at Port Anselm in");
-        let streamed = super::turn(vec![said("user", text)], true, &settings()).ok().expect("a turn");
+        let streamed = super::turn(vec![said("user", text)], true, &settings()).expect("a turn");
         assert!(!streamed.task);
     }
 

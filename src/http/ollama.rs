@@ -268,7 +268,7 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    async fn send(self, about: About, asking: Asking, stream: bool) -> Result<HttpResponse, Problem> {
+    fn send(self, about: About, asking: Asking, stream: bool) -> Result<HttpResponse, Problem> {
         if stream {
             let work = move |lines: Lines| async move { self.write(&about, &lines).await };
             return Ok(respond(asking.app, asking.caller, Framing::Lines, work));
@@ -344,7 +344,7 @@ pub(super) async fn chat(
         references: json!(answered.references),
         prompt_tokens: answered.prompt_tokens,
     };
-    outgoing.send(about, asking, stream).await
+    outgoing.send(about, asking, stream)
 }
 
 /// Gives a text to the language model. Never looks for anything; without a language model it is 501.
@@ -383,7 +383,7 @@ pub(super) async fn generate(
     let found = app.clock.instant();
     let about = About { model: body.model, shape: Shape::Generate, app, begun, found };
     let outgoing = Outgoing { reply, list: String::new(), references: json!([]), prompt_tokens };
-    outgoing.send(about, asking, stream).await
+    outgoing.send(about, asking, stream)
 }
 
 pub(super) fn routes(config: &mut ServiceConfig) {
