@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -25,7 +27,9 @@ use crate::pipeline::extract::{ExtractSettings, Extractor};
 use crate::pipeline::parse::Parser;
 use crate::pipeline::process::Pipeline;
 use crate::retrieval::Engine;
+use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
+use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
 use crate::store::postgres::roles::Role;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
@@ -34,7 +38,7 @@ use crate::store::postgres::{Postgres, RoleAddresses, migrate};
 use crate::store::qdrant_edge::EdgeIndex;
 use crate::store::uploads::Uploads;
 use crate::store::{Corpus, Stores};
-use crate::tenancy::{ApiKey, Authenticator, Directory, KeyKind, KeyPepper, TokenSigner};
+use crate::tenancy::{ApiKey, Authenticator, Directory, KeyKind, KeyPepper, TokenSigner, secret_file};
 use crate::{http, telemetry};
 
 /// The stores and what guards them, without any model: what operators' commands need when no server runs.
@@ -48,7 +52,7 @@ pub struct Foundation {
     /// Credentials.
     pub authenticator: Arc<Authenticator>,
     /// Keys of API keys' digests.
-    pub pepper: KeyPepper,
+    pub pepper: Arc<KeyPepper>,
     /// Signs the server's own tokens.
     pub signer: Arc<TokenSigner>,
     /// The audit log.
@@ -70,7 +74,9 @@ impl Foundation {
         let data_dir = lock.data_dir().to_owned();
         let (private, addresses) = database(settings, &data_dir, &lock).await?;
         migrate::migrate(&addresses.owner, &model.id).await.context("the database could not be prepared")?;
-        migrate::require_isolation(&addresses.owner).await.context("the database does not keep tenants apart")?;
+        migrate::require_isolation(&addresses.owner)
+            .await
+            .context("the database does not keep tenants apart")?;
         let postgres = Postgres::new(
             &addresses,
             &settings.database.pools,
@@ -78,12 +84,13 @@ impl Foundation {
             Arc::clone(&clock),
             Arc::clone(&ids),
         );
-        let index = EdgeIndex::new(data_dir.join("shards"), model.dimension, settings.vectors.clone());
+        let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
         let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
 
         let secrets = data_dir.join("secrets");
-        let pepper = KeyPepper::load_or_create(&secrets.join("api-key-pepper"), ids.as_ref())?;
+        let pepper_file = secrets.join("api-key-pepper");
+        let pepper = KeyPepper::load_or_create(&pepper_file, ids.as_ref())?;
         let signer = TokenSigner::load_or_create(
             &secrets.join("token-key.pem"),
             &settings.auth,
@@ -96,22 +103,23 @@ impl Foundation {
             directory,
             &settings.auth,
             Arc::clone(&clock),
-            pepper.clone(),
+            KeyPepper::load_or_create(&pepper_file, ids.as_ref())?,
             Some(&signer),
         )?;
-        let audit_key = crate::tenancy::secret_file::load_or_create(&secrets.join("audit-key"), ids.as_ref())?;
+        let audit_key =
+            secret_file::load_or_create(&secrets.join("audit-key"), || hex::encode(ids.secret()).into())?;
         let audit = Audit::start(
-            Arc::new(stores.audit_log(&settings.node)),
+            Arc::new(PostgresAudit::new(postgres.clone(), &settings.node)),
             settings.audit.clone(),
             Arc::clone(&clock),
-            &audit_key,
+            &Sha256::digest(audit_key.expose_secret().as_bytes()).into(),
         );
         Ok(Self {
             clock,
             ids,
             stores,
             authenticator: Arc::new(authenticator),
-            pepper,
+            pepper: Arc::new(pepper),
             signer: Arc::new(signer),
             audit,
             postgres,
@@ -147,7 +155,6 @@ async fn database(
         let secrets = RoleSecrets::load_or_create(&data_dir.join("secrets"), &SystemEntropy)?;
         bootstrap(&admin, name, &secrets, ForeignSecrets::Refuse).await?;
         let address = |role: Role| {
-            use secrecy::ExposeSecret;
             admin.clone().username(role.name()).password(secrets.of(role).expose_secret()).database(name)
         };
         let addresses = RoleAddresses {
@@ -176,14 +183,11 @@ async fn first_operator(
     ids: &dyn IdSource,
     pepper: &KeyPepper,
 ) -> anyhow::Result<()> {
-    use secrecy::ExposeSecret;
-    if file.exists() && stores.operator_exists().await? {
-        return Ok(());
-    }
-    let key = ApiKey::generate(KeyKind::Operator, ids);
-    stores.operator_create(key.id(), key.digest(pepper), "first").await?;
-    crate::tenancy::secret_file::write(file, key.expose().expose_secret().as_bytes())
-        .with_context(|| format!("{} cannot be written", file.display()))?;
+    let made = || ApiKey::generate(KeyKind::Operator, ids).expose();
+    let secret = secret_file::load_or_create(file, made)?;
+    let key = ApiKey::parse(secret.expose_secret().trim())
+        .with_context(|| format!("{} does not hold an operator's key", file.display()))?;
+    stores.operator_require(key.id(), key.digest(pepper), "first").await?;
     Ok(())
 }
 
@@ -191,7 +195,7 @@ async fn first_operator(
 pub struct Server {
     address: SocketAddr,
     stop: CancellationToken,
-    http: http::Running,
+    http: http::Serving,
     background: Vec<JoinHandle<()>>,
     foundation: Foundation,
 }
@@ -215,13 +219,14 @@ impl Server {
 
         let projector = Projector::new(
             stores.clone(),
+            Arc::clone(&directory),
             settings.projection.clone(),
-            settings.node.clone(),
+            &settings.node,
             Arc::clone(clock),
         );
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let pipeline = Pipeline {
-            parser: Arc::new(Parser::new(std::env::current_exe()?, settings.parse, settings.ingestion.workers)),
+            parser: Parser::new(std::env::current_exe()?, settings.parse, settings.ingestion.workers),
             chunker: Chunker::new(
                 &embedder.tokenizer(),
                 ChunkSettings {
@@ -247,39 +252,39 @@ impl Server {
         );
         let kick = {
             let projector = projector.clone();
-            Arc::new(move |corpus: &Corpus| projector.kick(corpus))
+            Arc::new(move |corpus: &Corpus| projector.kick(corpus)) as OnBehind
         };
         let engine = Engine::new(
             embedder.clone(),
             lexicon,
             settings.retrieval.clone(),
             Arc::clone(clock),
-            Arc::clone(&kick) as _,
+            Arc::clone(&kick),
         );
         let app = http::App {
             stores: stores.clone(),
             authenticator: Arc::clone(&foundation.authenticator),
             signer: Arc::clone(&foundation.signer),
-            pepper: foundation.pepper.clone(),
+            pepper: Arc::clone(&foundation.pepper),
+            session_ttl: settings.auth.session_ttl.as_secs(),
             audit: audit.clone(),
             engine,
             embedder,
             language_model,
             clock: Arc::clone(clock),
             ids: Arc::clone(ids),
-            settings: settings.http.clone(),
-            max_queued: settings.ingestion.max_queued,
-            max_upload: settings.parse.input_bytes,
+            meters: http::Meters::new(&settings.http),
+            limits: settings.http.clone(),
+            started: clock.instant(),
+            configuration: configuration(&settings, foundation.private.is_some(), stores),
             wake,
             on_change: kick,
             node: settings.node.clone(),
         };
-        let http = http::serve(app, &settings.data_dir.join("admin.sock")).await?;
+        let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
-        let background = vec![
-            tokio::spawn(workers.run(stop.clone())),
-            tokio::spawn(projector.run(directory, stop.clone())),
-        ];
+        let background =
+            vec![tokio::spawn(workers.run(stop.clone())), tokio::spawn(projector.run(stop.clone()))];
         tracing::info!(%address, "Bulkhead answers");
         Ok(Self { address, stop, http, background, foundation })
     }
@@ -302,6 +307,19 @@ impl Server {
         }
         self.foundation.close().await
     }
+}
+
+/// What `/health` tells a caller about the back ends that are active.
+fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_json::Value {
+    serde_json::json!({
+        "database": if private { "PostgreSQL, private" } else { "PostgreSQL, as configured" },
+        "vectors": stores.vectors_name(),
+        "graph": "PostgreSQL, in memory",
+        "audit": "PostgreSQL",
+        "cache": "in process",
+        "embedding": settings.embedding.model,
+        "language_model": if settings.language_model.url.is_empty() { "none" } else { &settings.language_model.model },
+    })
 }
 
 /// Runs a server until it is told to stop by SIGINT or SIGTERM.

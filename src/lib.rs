@@ -11,7 +11,7 @@
 //! domain                  plain types
 //! ```
 
-pub mod admin;
+pub mod app;
 pub mod config;
 pub mod domain;
 pub mod eval;

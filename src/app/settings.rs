@@ -8,7 +8,7 @@ use crate::config::Validate;
 use crate::domain::lexical::LexicalSettings;
 use crate::http::HttpSettings;
 use crate::inference::{EmbeddingSettings, LanguageModelSettings};
-use crate::jobs::projector::ProjectionSettings;
+use crate::jobs::projector::ProjectorSettings;
 use crate::jobs::worker::IngestionSettings;
 use crate::pipeline::parse::ParseLimits;
 use crate::retrieval::RetrievalSettings;
@@ -48,7 +48,7 @@ pub struct Settings {
     /// `[vectors]`
     pub vectors: EdgeSettings,
     /// `[projection]`
-    pub projection: ProjectionSettings,
+    pub projection: ProjectorSettings,
     /// `[retrieval]`
     pub retrieval: RetrievalSettings,
     /// `[audit]`
@@ -90,6 +90,7 @@ impl DatabaseSettings {
 impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
+        faults.extend(self.http.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());
@@ -97,7 +98,10 @@ impl Validate for Settings {
         };
         let node = self.node.as_str();
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        require(!node.is_empty() && node.len() <= 63 && node.chars().all(plain), "node: 1 to 63 of A-Z a-z 0-9 - _");
+        require(
+            !node.is_empty() && node.len() <= 63 && node.chars().all(plain),
+            "node: 1 to 63 of A-Z a-z 0-9 - _",
+        );
         require(!self.database.name.is_empty(), "database.name: must not be empty");
         require(self.embedding.max_tokens >= 16, "embedding.max_tokens: at least 16");
         require((1..=64).contains(&self.embedding.batch), "embedding.batch: 1 to 64");

@@ -9,6 +9,7 @@ pub mod ids;
 pub mod lexical;
 pub mod names;
 pub mod query;
+pub mod seconds;
 pub mod words;
 
 /// Position in a corpus' history: incremented by every writing transaction of a namespace, without gaps.

@@ -37,6 +37,8 @@ pub struct App {
     pub engine: Engine,
     /// The embedding model.
     pub embedder: Embedder,
+    /// Finds the material for answers.
+    pub engine: crate::retrieval::Engine,
     /// The language model, where one is configured.
     pub language_model: Option<LanguageModel>,
     /// The audit log.

@@ -85,7 +85,7 @@ pub struct Drafts {
 #[derive(Clone)]
 pub struct Pipeline {
     /// Reads uploads.
-    pub parser: Arc<Parser>,
+    pub parser: Parser,
     /// Cuts documents for the embedding model.
     pub chunker: Chunker,
     /// Finds entities.

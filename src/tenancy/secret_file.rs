@@ -41,7 +41,10 @@ pub enum SecretFileError {
 ///
 /// Whole or absent: it is written beside its place and then linked there, so a crash leaves no half secret
 /// and of two that start at once both read the same.
-pub(super) fn load_or_create(
+///
+/// # Errors
+/// [`SecretFileError`] when it cannot be read or made, or when others can read it.
+pub fn load_or_create(
     path: &Path,
     make: impl FnOnce() -> SecretString,
 ) -> Result<SecretString, SecretFileError> {

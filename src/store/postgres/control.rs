@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::error::failed;
 use super::pools::Lane;
 use crate::domain::ids::{Slug, TenantId};
-use crate::store::error::{ErrorKind, StoreError};
+use crate::store::error::StoreError;
 use crate::store::handles::Stores;
 use crate::tenancy::OperatorScope;
 
@@ -291,19 +291,21 @@ impl Stores {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Stores a new operator credential. Only whoever can write the data folder gets here without one.
+    /// Stores an operator's credential unless it is stored already. Only whoever can write the data folder
+    /// gets here without one.
     ///
     /// # Errors
-    /// `Unavailable`, `Timeout`, or `Conflict` when the identifier exists.
-    pub async fn operator_create(
+    /// `Unavailable` or `Timeout`.
+    pub async fn operator_require(
         &self,
         key_id: &str,
         digest: [u8; 32],
         name: &str,
     ) -> Result<(), StoreError> {
         let postgres = self.postgres();
-        let done = sqlx::query(
-            "insert into operator_key (key_id, digest, name, created_at) values ($1, $2, $3, $4)",
+        sqlx::query(
+            "insert into operator_key (key_id, digest, name, created_at) values ($1, $2, $3, $4)
+             on conflict (key_id) do nothing",
         )
         .bind(key_id)
         .bind(digest.as_slice())
@@ -311,22 +313,7 @@ impl Stores {
         .bind(postgres.clock.now())
         .execute(&postgres.pools.control)
         .await
-        .map_err(failed("operator.create"))?;
-        if done.rows_affected() == 1 {
-            Ok(())
-        } else {
-            Err(StoreError::new(ErrorKind::Internal, "postgres", "operator.create", "no row was written"))
-        }
-    }
-
-    /// Whether any operator credential exists.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn operator_exists(&self) -> Result<bool, StoreError> {
-        sqlx::query_scalar("select exists(select from operator_key where revoked_at is null)")
-            .fetch_one(&self.postgres().pools.control)
-            .await
-            .map_err(failed("operator.exists"))
+        .map_err(failed("operator.require"))?;
+        Ok(())
     }
 }

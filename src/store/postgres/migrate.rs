@@ -23,6 +23,46 @@ pub async fn migrate(owner: &PgConnectOptions, model: &ModelId) -> Result<(), St
     connection.close().await.map_err(failed(OPERATION))
 }
 
+/// Refuses a database in which a tenant could see another: a table without forced row-level security or
+/// without a policy for each command, a role that passes by it or owns what it should not.
+///
+/// # Errors
+/// `Foreign`, naming everything that is wrong; `Unavailable` when the database cannot be reached.
+pub async fn require_isolation(owner: &PgConnectOptions) -> Result<(), StoreError> {
+    const OPERATION: &str = "isolation.require";
+    let mut connection = owner.connect().await.map_err(failed(OPERATION))?;
+    let faults: Vec<String> = sqlx::query_scalar(
+        "select format('table %s: row-level security is not forced', c.relname)
+             from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+                 and c.relname <> '_sqlx_migrations' and not (c.relrowsecurity and c.relforcerowsecurity)
+         union all
+         select format('table %s: no policy for %s', c.relname, k.command)
+             from pg_class c
+             cross join (values ('r', 'select'), ('a', 'insert'), ('w', 'update'), ('d', 'delete')) k(code, command)
+             where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+                 and c.relname <> '_sqlx_migrations'
+                 and not exists (select from pg_policy p where p.polrelid = c.oid and p.polcmd::text in (k.code, '*'))
+         union all
+         select format('role %s: passes by row-level security', rolname) from pg_roles
+             where rolname in ('bulkhead_app', 'bulkhead_auth', 'bulkhead_dispatch', 'bulkhead_control')
+                 and (rolsuper or rolbypassrls)
+         union all
+         select format('table %s: owned by %s', c.relname, r.rolname)
+             from pg_class c join pg_roles r on r.oid = c.relowner
+             where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+                 and r.rolname <> 'bulkhead_owner'",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .map_err(failed(OPERATION))?;
+    connection.close().await.map_err(failed(OPERATION))?;
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(StoreError::new(ErrorKind::Foreign, "postgres", OPERATION, faults.join("; ")))
+    }
+}
+
 /// A partition has row-level security of its own, though nobody is granted it directly.
 async fn make_partition(connection: &mut sqlx::PgConnection, model: &ModelId) -> Result<(), sqlx::Error> {
     let model = model.as_str();

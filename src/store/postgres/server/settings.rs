@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use super::error::ServerError;
 use super::layout::Layout;
+use crate::domain::seconds;
 
 /// What may be set for the private PostgreSQL.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServerSettings {
     /// Memory for the page cache shared by all sessions, MiB.
     pub shared_buffers_mib: u32,
@@ -26,8 +28,10 @@ pub struct ServerSettings {
     /// time and would otherwise wait for the disk; never off for data that anybody wants back.
     pub durable: bool,
     /// How long a start may take, recovery after a crash included.
+    #[serde(with = "seconds")]
     pub start_timeout: Duration,
     /// How long a stop may wait for running transactions to be rolled back, before it is forced.
+    #[serde(with = "seconds")]
     pub stop_timeout: Duration,
     /// Where a root parent puts programs and data that the system user could not reach where they
     /// are. Must be reachable by every user.
