@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::projector::Projector;
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
@@ -53,7 +54,7 @@ pub struct Workers {
     stores: Stores,
     directory: Arc<dyn Directory>,
     pipeline: Pipeline,
-
+    projector: Projector,
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
@@ -69,12 +70,12 @@ impl Workers {
         stores: Stores,
         directory: Arc<dyn Directory>,
         pipeline: Pipeline,
-
+        projector: Projector,
         settings: IngestionSettings,
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { stores, directory, pipeline, settings: Arc::new(settings), clock, wake }
+        Self { stores, directory, pipeline, projector, settings: Arc::new(settings), clock, wake }
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -229,6 +230,7 @@ impl Workers {
         }
         corpus.documents_commit(&documents).await?;
         crash_point("committed");
+        self.projector.kick(&corpus);
 
         Ok(())
     }
