@@ -11,6 +11,7 @@
 //! domain                  plain types
 //! ```
 
+pub mod admin;
 pub mod app;
 pub mod config;
 pub mod domain;
