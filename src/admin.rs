@@ -397,7 +397,7 @@ impl Administration {
         let reason = reason(&new.reason)?;
         let name = name(&new.name)?;
         let key = ApiKey::generate(KeyKind::Operator, self.ids.as_ref());
-        self.stores.operator_create(key.id(), key.digest(&self.pepper), name).await?;
+        self.stores.operator_require(key.id(), key.digest(&self.pepper), name).await?;
         self.record(by, None, "operator.create", reason, [key.id().to_owned()]).await?;
         let operator_key = key.expose().expose_secret().to_owned();
         Ok(CreatedOperator { key_id: key.id().to_owned(), operator_key })

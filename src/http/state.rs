@@ -37,8 +37,6 @@ pub struct App {
     pub engine: Engine,
     /// The embedding model.
     pub embedder: Embedder,
-    /// Finds the material for answers.
-    pub engine: crate::retrieval::Engine,
     /// The language model, where one is configured.
     pub language_model: Option<LanguageModel>,
     /// The audit log.
