@@ -32,8 +32,10 @@ pub struct WalkSettings {
     pub entity_step: f32,
     /// The fused ranking's part in the result when the question names a title.
     pub prior: f32,
-    /// The same when it names none, and links are less to be trusted.
-    pub prior_untitled: f32,
+    /// The same when it names an entity and no title, and links are less to be trusted.
+    pub prior_entity: f32,
+    /// The same when it names nothing that is known.
+    pub prior_nothing: f32,
     /// How fast chunks of a document that is named fall behind its likest.
     pub within_power: i32,
     /// Steps.
@@ -50,7 +52,8 @@ impl Default for WalkSettings {
             back: 0.5,
             entity_step: 1.664,
             prior: 0.6,
-            prior_untitled: 1.5,
+            prior_entity: 1.2,
+            prior_nothing: 1.5,
             within_power: 4,
             hops: 2,
         }
@@ -85,11 +88,10 @@ impl Graph {
             .map(|&(chunk, score)| (chunk, if best > 0.0 { score.max(0.0) / best } else { 0.0 }))
             .collect();
         let mut state = State::new(self, embedding, settings, self.slots.len());
-        let titled = state.seed(question, &fused);
+        let prior = state.seed(question, &fused);
         for _ in 0..settings.hops {
             state.step();
         }
-        let prior = if titled { settings.prior } else { settings.prior_untitled };
         let mut ranked: Vec<(ChunkId, f32)> = state
             .reached
             .iter()
@@ -158,9 +160,9 @@ impl<'g> State<'g> {
         }
     }
 
-    /// Activates what search found and what the question names; whether it names a title.
+    /// Activates what search found and what the question names; returns the fused ranking's part in the result.
     #[expect(clippy::cast_precision_loss, reason = "counts of at most some thousands")]
-    fn seed(&mut self, question: &str, fused: &[(ChunkId, f32)]) -> bool {
+    fn seed(&mut self, question: &str, fused: &[(ChunkId, f32)]) -> f32 {
         for (rank, &(chunk, score)) in fused.iter().enumerate() {
             let Some(&at) = self.graph.places.get(&chunk) else { continue };
             // Above 0 even for the last, which marks it as reached.
@@ -179,16 +181,18 @@ impl<'g> State<'g> {
                 }
             }
         }
+        let mut prior = self.settings.prior_nothing;
         for name in sentences(question).flat_map(names) {
             let found = self.graph.names.get(self.graph.hasher.key(&name.key).0);
-            if found.len() <= RARE {
+            if (1..=RARE).contains(&found.len()) {
+                prior = self.settings.prior_entity;
                 for &at in found {
                     self.raise(at, (self.prior[at as usize] / found.len() as f32).sqrt());
                 }
             }
         }
         self.turn();
-        !titles.is_empty()
+        if titles.is_empty() { prior } else { self.settings.prior }
     }
 
     /// Passes activation on by one link.
