@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::entities::{Entity, Relation};
 use super::fusion::FusionSettings;
+use super::graph::WalkSettings;
 use super::graphs::Graphs;
 use super::post_filter::rows;
 use crate::domain::clock::Clock;
@@ -39,6 +40,9 @@ pub struct RetrievalSettings {
     pub on_foreign_row: OnForeignRow,
     /// How dense and lexical scores are fused.
     pub fusion: FusionSettings,
+    /// How the walk over the graph spreads.
+    #[serde(default)]
+    pub walk: WalkSettings,
     /// Seconds after which a graph that is behind is brought up to date before it answers.
     pub graph_max_lag_seconds: u64,
     /// Bytes of all graphs in memory; those not used for longest go.
@@ -184,7 +188,7 @@ impl Engine {
         let wanted = question.chunk_top_k.get();
         let walked = match question.mode {
             Mode::Naive | Mode::Bypass => None,
-            _ => self.walk(&ranking, question, &mut metadata).await?,
+            _ => self.walk(&ranking, question, &mut metadata).await,
         };
         let order = walked.as_ref().map_or(&ranking.fused, |walked| &walked.chunks);
         let (mut chunks, mut stale) = rows(&ranking.corpus, order, &ranking.versions, wanted).await?;

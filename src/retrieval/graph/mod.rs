@@ -102,6 +102,11 @@ impl Graph {
         self.places.len()
     }
 
+    /// The chunks, in no order.
+    pub fn chunk_ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
+        self.places.keys().copied()
+    }
+
     /// Whether the graph has this chunk.
     #[must_use]
     pub fn contains(&self, chunk: ChunkId) -> bool {

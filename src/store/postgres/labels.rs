@@ -26,6 +26,8 @@ pub struct GraphRow {
     pub text: String,
     /// Hashes of the entities' normalised names.
     pub keys: Vec<i64>,
+    /// What each entity is.
+    pub kinds: Vec<String>,
     /// `[f32; dimension]`, unit length.
     pub embedding: Vec<f32>,
 }
@@ -53,7 +55,8 @@ impl Corpus {
         const OPERATION: &str = "graph.page";
         let mut tx = self.reader.begin().await?;
         let rows = sqlx::query(
-            "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys, e.embedding
+            "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
+                 coalesce(m.kinds, '{}') as kinds, e.embedding
              from chunk c
              join document_version v on v.tenant_id = $1 and v.namespace_id = $2
                  and v.document_id = c.document_id and v.version = c.version
@@ -81,6 +84,7 @@ impl Corpus {
                 heading: row.try_get("heading")?,
                 text: row.try_get("text")?,
                 keys: row.try_get("keys")?,
+                kinds: row.try_get("kinds")?,
                 embedding: row.try_get::<Vector, _>("embedding")?.to_vec(),
             })
         };
