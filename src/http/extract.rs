@@ -137,9 +137,11 @@ impl FromRequest for DocumentPath {
 
 /// A decoded part of the path.
 pub(super) fn path_part(request: &HttpRequest, name: &str) -> Option<String> {
-    let parts = actix_web::web::Path::<std::collections::HashMap<String, String>>::extract(request);
-    let parts = futures::FutureExt::now_or_never(parts)?.ok()?;
-    parts.get(name).cloned()
+    // By position: the router's deserialiser gives names to structs alone, and only it decodes.
+    let position = request.match_info().iter().position(|(found, _)| found == name)?;
+    let parts = actix_web::web::Path::<Vec<String>>::extract(request);
+    let mut parts = futures::FutureExt::now_or_never(parts)?.ok()?.into_inner();
+    (position < parts.len()).then(|| parts.swap_remove(position))
 }
 
 /// A track's name in the path; `None` when no track can have it.
@@ -266,6 +268,15 @@ mod tests {
     #[derive(Debug, Deserialize)]
     struct Limits {
         limit: u32,
+    }
+
+    #[test]
+    fn a_part_of_the_path_is_found_by_its_name_and_decoded() {
+        let request = actix_web::test::TestRequest::default().param("id", "a%20b").param("key_id", "k");
+        let request = request.to_http_request();
+        assert_eq!(path_part(&request, "id").as_deref(), Some("a b"));
+        assert_eq!(path_part(&request, "key_id").as_deref(), Some("k"));
+        assert_eq!(path_part(&request, "name"), None);
     }
 
     #[test]
