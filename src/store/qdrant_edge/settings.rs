@@ -12,8 +12,8 @@ pub struct EdgeSettings {
     pub max_searches: usize,
     /// Writes, flushes and rebuilds that run at once; the rest wait.
     pub max_writes: usize,
-    /// Partitions of up to this many points are searched on the calling thread: below some 200 us the way
-    /// to the blocking pool and back costs more than the search delays others.
+    /// Partitions of up to this many points are searched on the calling thread: below half a
+    /// millisecond the way to the blocking pool and back costs more than the search delays others.
     pub inline_points: usize,
     /// Partitions with more points than this get an HNSW graph; smaller ones are searched exactly.
     pub hnsw_from_points: usize,
@@ -37,7 +37,7 @@ impl Default for EdgeSettings {
             max_open: 512,
             max_searches: 8,
             max_writes: 2,
-            inline_points: 1_000,
+            inline_points: 5_000,
             hnsw_from_points: 20_000,
             hnsw_candidates: 256,
             log_segment_bytes: 256 * 1024,

@@ -300,7 +300,8 @@ fn config(dimension: usize, settings: &EdgeSettings) -> EdgeConfig {
     let terms = EdgeSparseVectorParams { full_scan_threshold: Some(0), ..Default::default() };
     let kilobytes = settings.hnsw_from_points.saturating_mul(dimension * BYTES_PER_NUMBER) / 1024;
     EdgeConfig {
-        on_disk_payload: false,
+        // Otherwise each shard has 32 MB of empty pages filled in at once.
+        on_disk_payload: true,
         vectors: HashMap::from([(DENSE.to_owned(), dense)]),
         sparse_vectors: HashMap::from([(TERMS.to_owned(), terms)]),
         hnsw_config: HnswIndexConfig {

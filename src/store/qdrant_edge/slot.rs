@@ -48,6 +48,8 @@ pub(super) struct Served {
     points: AtomicUsize,
     /// Milliseconds of Unix time.
     deleted_since: Spin<Option<i64>>,
+    /// Whether the names of its files are durable, beside their content.
+    names_synced: AtomicBool,
     /// What a call ran into; the next one to come closes the shard or puts it away.
     failed: AtomicU8,
 }
@@ -90,6 +92,7 @@ impl Served {
             durable: AtomicI64::new(mark.seq.0),
             points: AtomicUsize::new(points),
             deleted_since: Spin::new(mark.deleted_since),
+            names_synced: AtomicBool::new(false),
             failed: AtomicU8::new(SOUND),
         })
     }
@@ -158,7 +161,10 @@ impl Served {
         }
         if let Some(shard) = &self.shard {
             shard.flush()?;
-            layout::sync_tree(shard.path()).map_err(|e| Fault::from_io("syncing a vector shard", &e))?;
+            if !self.names_synced.load(Ordering::Acquire) {
+                layout::sync_tree(shard.path()).map_err(|e| Fault::from_io("syncing a vector shard", &e))?;
+                self.names_synced.store(true, Ordering::Release);
+            }
         }
         let mark =
             Watermark { generation: self.generation, seq: applied, deleted_since: self.deleted_since() };
