@@ -30,8 +30,8 @@ pub(super) enum Fault {
 
 /// Error numbers that speak of the machine, not of the shard, and what an operator can do about each.
 const MACHINE: [(i32, &str); 10] = [
-    (28, "the disk that holds the vector shards is full: free space or move vectors.path"),
-    (122, "the disk quota of the vector shards is used up: raise it or move vectors.path"),
+    (28, "the disk that holds the vector shards is full: free space or move the data folder"),
+    (122, "the disk quota of the vector shards is used up: raise it or move the data folder"),
     (30, "the disk that holds the vector shards is mounted read-only"),
     (
         13,
@@ -41,7 +41,7 @@ const MACHINE: [(i32, &str); 10] = [
     (24, "too many open files: raise the limit on open files or lower vectors.max_open"),
     (23, "the machine has too many open files: lower vectors.max_open"),
     (12, "no memory left to map a vector shard: lower vectors.max_open"),
-    (11, "another process uses these vector shards: two servers must not share vectors.path"),
+    (11, "another process uses these vector shards: two servers must not share a data folder"),
     (5, "the disk that holds the vector shards reports input/output errors"),
 ];
 

@@ -167,7 +167,7 @@ impl Inner {
         if free < self.settings.min_free_bytes {
             return Err(Fault::Refused(format!(
                 "the disk that holds the vector shards has {free} bytes left and {} are kept free: free space, \
-                 move vectors.path or lower vectors.min_free_bytes",
+                 move the data folder or lower vectors.min_free_bytes",
                 self.settings.min_free_bytes
             )));
         }

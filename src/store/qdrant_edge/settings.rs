@@ -54,3 +54,20 @@ impl EdgeSettings {
         self.log_max_bytes.max(4 * self.log_segment_bytes as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        #[derive(Deserialize)]
+        struct Sections {
+            vectors: EdgeSettings,
+        }
+        use figment::providers::{Format, Toml};
+        let text = include_str!("../../config/default.toml");
+        let sections: Sections = figment::Figment::from(Toml::string(text)).extract().unwrap();
+        assert_eq!(sections.vectors, EdgeSettings::default());
+    }
+}
