@@ -1,5 +1,6 @@
 //! The integration tests, in one binary so that the crate is linked once.
 
+mod architecture;
 mod audit;
 mod cancelled_futures;
 mod catalogue;

@@ -1,3 +1,5 @@
+//! What the chunker keeps, for texts of every kind.
+
 use proptest::prelude::*;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;

@@ -1,3 +1,5 @@
+//! The graph against its definition, and walks over it.
+
 use proptest::prelude::*;
 use uuid::Uuid;
 
