@@ -4,8 +4,13 @@ use std::marker::PhantomData;
 
 use super::scope::{Role, TenantScope};
 
+/// Keeps actions to those below: one made elsewhere could name a lesser role.
+mod sealed {
+    pub trait Sealed {}
+}
+
 /// Something a caller may be allowed to do.
-pub trait Action: Send + Sync + 'static {
+pub trait Action: sealed::Sealed + Send + Sync + 'static {
     /// The action's name, for audit and refusals.
     const NAME: &'static str;
     /// The least role that includes it.
@@ -22,6 +27,7 @@ macro_rules! actions {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub enum $name {}
+        impl sealed::Sealed for $name {}
         impl Action for $name {
             const NAME: &'static str = $wire;
             const ROLE: Role = Role::$role;

@@ -1,0 +1,3 @@
+use bulkhead::tenancy::{Read, Writes};
+
+impl Writes for Read {}

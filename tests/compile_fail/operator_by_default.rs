@@ -1,0 +1,5 @@
+use bulkhead::tenancy::OperatorScope;
+
+pub fn forge() -> OperatorScope {
+    OperatorScope::default()
+}

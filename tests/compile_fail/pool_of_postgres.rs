@@ -1,0 +1,5 @@
+use bulkhead::store::postgres::Postgres;
+
+pub fn take(postgres: &Postgres) {
+    let _ = &postgres.pools;
+}

@@ -1,0 +1,5 @@
+use bulkhead::tenancy::TenantScope;
+
+pub fn forge() -> TenantScope {
+    TenantScope::default()
+}

@@ -1,0 +1,3 @@
+use bulkhead::store::postgres::transaction::TenantTransaction;
+
+pub fn take(_: TenantTransaction) {}
