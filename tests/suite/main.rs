@@ -11,12 +11,15 @@ mod consistency;
 mod database;
 mod database_roles;
 mod deployment;
+mod http_admin;
+mod http_documents;
 mod parse;
 mod place;
 mod private_postgres;
 mod projector;
 mod round_trips;
 mod row_level_security;
+mod site;
 mod store;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;

@@ -268,3 +268,18 @@ async fn a_caller_is_told_of_itself() {
         (&Value::from("alice"), &serde_json::json!(["reader", "writer"]))
     );
 }
+
+#[actix_web::test]
+async fn what_a_path_names_reaches_the_store() {
+    let world = World::new();
+    let id = uuid::Uuid::from_u128(3);
+    for (side, path, key) in [
+        (Side::Tenants, "/documents/doc%3A1".to_owned(), &world.reader),
+        (Side::Tenants, "/documents/track_status/insert_1".to_owned(), &world.reader),
+        (Side::Operators, format!("/admin/tenants/{id}"), &world.operator),
+        (Side::Operators, format!("/admin/tenants/{id}/keys"), &world.operator),
+    ] {
+        let (status, _, body) = answer!(world, side, with(&path, key));
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}: {body}");
+    }
+}
