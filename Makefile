@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench soak fmt lint
+.PHONY: help setup run test bench fmt lint
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -23,9 +23,6 @@ test: setup ## Set up and run the whole suite
 
 bench: setup ## Measure ingestion and query against their raw parts
 	$(CARGO) run --release --bin bulkhead -- bench
-
-soak: setup ## Run mixed load for a long time and watch for leaks and drift
-	$(CARGO) run --release --bin bulkhead -- soak
 
 fmt: ## Format the sources
 	$(CARGO) fmt

@@ -4,7 +4,7 @@
 Everything goes through the public surface: the operator command line makes tenants and keys, the REST API takes the
 documents and answers. Only the standard library is used.
 
-Environment: BULKHEAD_BIN (the program), BULKHEAD__HTTP__BIND (host:port, default 127.0.0.1:9621); every other
+Environment: BULKHEAD_BIN (the program), BULKHEAD__HTTP__ADDRESS (host:port, default 127.0.0.1:9621); every other
 BULKHEAD__ setting reaches the server unchanged.
 
 **Invariant:** this script never reads or writes the server's data; it holds one credential per tenant and nothing else.
@@ -305,7 +305,7 @@ def main():
     program = ROOT / os.environ.get("BULKHEAD_BIN", target / "release" / "bulkhead")
     server = None
     try:
-        server = Server(program, *address(os.environ.get("BULKHEAD__HTTP__BIND", DEFAULT_BIND)), state / "server.log")
+        server = Server(program, *address(os.environ.get("BULKHEAD__HTTP__ADDRESS", DEFAULT_BIND)), state / "server.log")
         return run(server, program, state, options.once)
     except DemoError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)

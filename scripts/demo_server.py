@@ -51,7 +51,7 @@ def address(bind):
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise DemoError(f"BULKHEAD__HTTP__BIND is {bind!r}; the demo needs host:port with a fixed port.")
+        raise DemoError(f"BULKHEAD__HTTP__ADDRESS is {bind!r}; the demo needs host:port with a fixed port.")
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port)
 
 
@@ -69,7 +69,7 @@ class Server:
             if probe.connect_ex((self.host, self.port)) == 0:
                 raise DemoError(
                     f"Port {self.port} on {self.host} is in use, perhaps by an earlier `make run`. Stop that program, "
-                    f"or choose another port: BULKHEAD__HTTP__BIND=127.0.0.1:{self.port + 1} make run"
+                    f"or choose another port: BULKHEAD__HTTP__ADDRESS=127.0.0.1:{self.port + 1} make run"
                 )
         if self.log.exists():
             os.replace(self.log, f"{self.log}.1")

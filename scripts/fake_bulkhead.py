@@ -131,7 +131,7 @@ def serve():
     if os.environ.get("FAKE_MODE") == "die":
         print("no database here", file=sys.stderr)
         return 3
-    host, port = os.environ["BULKHEAD__HTTP__BIND"].rsplit(":", 1)
+    host, port = os.environ["BULKHEAD__HTTP__ADDRESS"].rsplit(":", 1)
     server = ThreadingHTTPServer((host, int(port)), Handler)
     caught = []
 

@@ -71,7 +71,7 @@ class Flow(unittest.TestCase):
         return {
             **os.environ,
             "BULKHEAD_BIN": str(SCRIPTS / "fake_bulkhead.py"),
-            "BULKHEAD__HTTP__BIND": f"127.0.0.1:{self.port}",
+            "BULKHEAD__HTTP__ADDRESS": f"127.0.0.1:{self.port}",
             "FAKE_HOME": str(self.home),
             **extra,
         }
