@@ -51,7 +51,7 @@ impl Graphs {
             |_: &Partition, held: &Held| u32::try_from(held.graph.bytes() / 1024 + 1).unwrap_or(u32::MAX);
         Self {
             held: Cache::builder().weigher(weigh).max_capacity(settings.graph_memory_bytes / 1024).build(),
-            loading: Cache::builder().time_to_idle(Duration::from_secs(600)).build(),
+            loading: Cache::builder().time_to_idle(Duration::from_mins(10)).build(),
             clock,
             max_lag: Duration::from_secs(settings.graph_max_lag_seconds),
         }

@@ -132,13 +132,12 @@ const FALLBACK: &str = "pgvector";
 const EVERYTHING: Seq = Seq(-1);
 
 /// The question's terms, each weighed by how rare it is in this corpus.
-#[expect(clippy::cast_possible_truncation, reason = "an index wants 32-bit weights")]
 fn weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
     let mut terms: Vec<(u32, u32)> = frequencies.chunks.clone();
     terms.sort_unstable();
     Terms {
         indices: terms.iter().map(|(term, _)| *term).collect(),
-        values: terms.iter().map(|(_, count)| idf(corpus.chunks(), u64::from(*count)) as f32).collect(),
+        values: terms.iter().map(|(_, count)| idf(corpus.chunks(), u64::from(*count))).collect(),
     }
 }
 

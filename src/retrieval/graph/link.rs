@@ -25,7 +25,9 @@ impl Titles {
         let pairs = groups.iter().map(|group| (group.title, group.id)).collect();
         let (firsts, sieve) = (KeyMap::default(), vec![0; SIEVE / 64]);
         let mut titles = Self { groups: Postings::pack(pairs), firsts, sieve };
-        groups.iter().for_each(|group| titles.learn(group));
+        for group in &groups {
+            titles.learn(group);
+        }
         titles
     }
 

@@ -102,32 +102,7 @@ impl CorpusWriter {
         .map_err(failed(OPERATION))?;
         let Some(seq) = seq else { return Ok(Committed { seq: self.seq, jobs: Vec::new() }) };
 
-        let jobs: Vec<Uuid> = documents.iter().map(|document| document.job.0).collect();
-        let leases: Vec<Uuid> = documents.iter().map(|document| document.lease).collect();
-        let fence = sqlx::query(
-            "with held as (
-                 select j.job_id, j.document_id, j.version
-                 from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-                     on j.job_id = mine.job_id and j.lease = mine.lease
-                 where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
-                 order by j.job_id for update of j)
-             select held.job_id, d.live_version is not null as replaces
-             from held join document d on d.tenant_id = $1 and d.namespace_id = $2
-                 and d.document_id = held.document_id and d.version = held.version
-             order by d.document_id for update of d",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(&jobs)
-        .bind(&leases)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let mut holds: HashMap<Uuid, bool> = HashMap::new();
-        for row in &fence {
-            let job = row.try_get("job_id").map_err(failed(OPERATION))?;
-            holds.insert(job, row.try_get("replaces").map_err(failed(OPERATION))?);
-        }
+        let holds = self.jobs_hold(&mut tx, documents).await?;
         let live: Vec<&ProcessedDocument> =
             documents.iter().filter(|document| holds.contains_key(&document.job.0)).collect();
         if live.is_empty() {
@@ -193,6 +168,42 @@ impl CorpusWriter {
         tx.commit().await?;
         self.uploads_forget(&replaced_uploads).await;
         Ok(Committed { seq: Seq(seq), jobs: live_jobs.into_iter().map(JobId).collect() })
+    }
+
+    /// Locks the jobs and documents whose lease and version still hold: job, and whether a version answers.
+    async fn jobs_hold(
+        &self,
+        tx: &mut TenantTransaction,
+        documents: &[ProcessedDocument],
+    ) -> Result<HashMap<Uuid, bool>, StoreError> {
+        const OPERATION: &str = "job.hold";
+        let jobs: Vec<Uuid> = documents.iter().map(|document| document.job.0).collect();
+        let leases: Vec<Uuid> = documents.iter().map(|document| document.lease).collect();
+        let fence = sqlx::query(
+            "with held as (
+                 select j.job_id, j.document_id, j.version
+                 from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
+                     on j.job_id = mine.job_id and j.lease = mine.lease
+                 where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
+                 order by j.job_id for update of j)
+             select held.job_id, d.live_version is not null as replaces
+             from held join document d on d.tenant_id = $1 and d.namespace_id = $2
+                 and d.document_id = held.document_id and d.version = held.version
+             order by d.document_id for update of d",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(&jobs)
+        .bind(&leases)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        let mut holds: HashMap<Uuid, bool> = HashMap::new();
+        for row in &fence {
+            let job = row.try_get("job_id").map_err(failed(OPERATION))?;
+            holds.insert(job, row.try_get("replaces").map_err(failed(OPERATION))?);
+        }
+        Ok(holds)
     }
 
     /// Removes the chunks of whole documents, and takes their terms out of the counts.
