@@ -58,8 +58,11 @@ const BANS: &[(&str, &[&str], &str)] = &[
     ("unsafe {", &[], "the compiler proves memory safety"),
 ];
 
+/// Files that may, and why.
+type Exceptions = &'static [(&'static str, &'static str)];
+
 /// Libraries that only one part speaks with: prefix of a path, the part, exceptions with their reason.
-const OWNERS: &[(&str, &str, &[(&str, &str)])] = &[
+const OWNERS: &[(&str, &str, Exceptions)] = &[
     ("sqlx::", "store/", &[("app.rs", "parses the administrator's address, holds no connection")]),
     ("qdrant_edge::", "store/qdrant_edge/", &[]),
     ("object_store::", "store/", &[]),

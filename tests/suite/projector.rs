@@ -182,7 +182,7 @@ impl Rig {
         assert!(matches!(accepted.expect("accepted"), Acceptance::Accepted(_)));
         let leased = self
             .stores
-            .job_lease(corpus.partition().tenant(), 1, 1000, Duration::from_secs(60))
+            .job_lease(corpus.partition().tenant(), 1, 1000, Duration::from_mins(1))
             .await
             .expect("leased");
         let task = corpus.job_open(&leased).await.expect("opened").remove(0);
