@@ -81,6 +81,7 @@ pub(super) struct ProblemBody {
         super::admin::key_list,
         super::admin::key_revoke,
         super::admin::token_create,
+        super::admin::operator_create,
         super::query::create,
         super::query::data,
         super::query::streamed,

@@ -104,6 +104,7 @@ pub const OPERATIONS: &[Operation] = &[
     operator("get", "/admin/tenants/{id}/keys"),
     operator("delete", "/admin/tenants/{id}/keys/{key_id}"),
     operator("post", "/admin/tenants/{id}/tokens"),
+    operator("post", "/admin/operators"),
     reader("post", "/query"),
     reader("post", "/query/data"),
     reader("post", "/query/stream"),

@@ -1,21 +1,20 @@
 //! The operators' surface: tenants, their keys and tokens. No document, no question.
 //!
-//! **Invariant:** every action states a reason and is in the deployment's audit log and the tenant's before it
-//! is answered as done.
+//! What the actions are is in [`crate::admin`]; here are their routes.
 
 mod keys;
 mod tenants;
 
+use std::sync::Arc;
+
 use actix_web::dev::Payload;
-use actix_web::web::{self, Data, ServiceConfig};
+use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, HttpRequest};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 use uuid::Uuid;
 
 pub(super) use keys::{
-    __path_key_create, __path_key_list, __path_key_revoke, __path_token_create, key_create, key_list,
-    key_revoke, token_create,
+    __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
+    key_create, key_list, key_revoke, operator_create, token_create,
 };
 pub(super) use tenants::{
     __path_tenant_create, __path_tenant_delete, __path_tenant_get, __path_tenant_list, __path_tenant_resume,
@@ -25,37 +24,57 @@ pub(super) use tenants::{
 
 use super::extract::{Extraction, behind_gate, path_part};
 use super::json::{Check, Faults};
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::state::App;
-use crate::domain::audit::{AuditEntry, AuditKind, Decision};
+use crate::admin::{
+    AdminError, Administration, Faults as _, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+};
 use crate::domain::ids::TenantId;
-use crate::tenancy::OperatorScope;
 
-/// The longest name and reason, characters.
-const MAX_WORDS: usize = 256;
-
-/// Why something is done, for the audit log.
-#[derive(Debug, Deserialize, Serialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Reason {
-    /// At least 3 characters that a person will understand later.
-    reason: String,
+macro_rules! checked {
+    ($($body:ty),*) => {$(
+        impl Check for $body {
+            fn check(&self, faults: &mut Faults) {
+                for fault in self.faults() {
+                    faults.value(fault.field, fault.rule);
+                }
+            }
+        }
+    )*};
 }
 
-impl Check for Reason {
-    fn check(&self, faults: &mut Faults) {
-        check_reason(faults, &self.reason);
+checked!(NewTenant, Reason, NewTenantKey, NewToken, NewOperator);
+
+impl From<AdminError> for Problem {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Invalid(wrong) => {
+                let mut faults = Faults::default();
+                for fault in wrong {
+                    faults.value(fault.field, fault.rule);
+                }
+                faults.end().err().unwrap_or_else(|| Self::internal("refused without a fault"))
+            }
+            AdminError::SlugTaken => {
+                Self::new(Kind::Conflict).saying("A tenant of this slug is there already.")
+            }
+            AdminError::NotFound => Self::not_found(),
+            AdminError::Store(error) => error.into(),
+        }
     }
 }
 
-fn check_reason(faults: &mut Faults, reason: &str) {
-    faults.text("reason", reason.trim(), 3, MAX_WORDS);
-}
-
-fn check_words(faults: &mut Faults, name: &str, words: &str) {
-    faults.text(name, words.trim(), 1, MAX_WORDS);
-    if words.chars().any(char::is_control) {
-        faults.body("value_error", &[json!(name)], "No control characters", &json!(null), None);
+impl App {
+    /// What operators act through.
+    fn administration(&self) -> Administration {
+        Administration {
+            stores: self.stores.clone(),
+            audit: self.audit.clone(),
+            signer: Arc::clone(&self.signer),
+            pepper: Arc::clone(&self.pepper),
+            clock: Arc::clone(&self.clock),
+            ids: Arc::clone(&self.ids),
+        }
     }
 }
 
@@ -74,20 +93,6 @@ impl FromRequest for TenantPath {
             Ok(Self(TenantId(id)))
         })
     }
-}
-
-/// Writes what was done into both logs. Where it cannot be written, the action is not answered as done.
-async fn audited(
-    app: &Data<App>,
-    operator: &OperatorScope,
-    tenant: TenantId,
-    action: &'static str,
-    reason: &str,
-    ids: &[&str],
-) -> Result<(), Problem> {
-    let entry =
-        AuditEntry::new(AuditKind::Admin, action, Decision::Allowed).because(reason.trim()).with_ids(ids);
-    Ok(app.audit.record_operator(operator, Some(tenant), entry).await?)
 }
 
 pub(super) fn routes(config: &mut ServiceConfig) {
@@ -110,5 +115,6 @@ pub(super) fn routes(config: &mut ServiceConfig) {
                 .route(web::get().to(key_list)),
         )
         .service(web::resource("/admin/tenants/{id}/keys/{key_id}").route(web::delete().to(key_revoke)))
-        .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)));
+        .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)))
+        .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }
