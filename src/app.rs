@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use settings::{DatabaseSettings, Settings};
 
+use crate::admin::Administration;
 use crate::domain::clock::{Clock, SystemClock};
-use crate::domain::ids::{IdSource, SystemIds};
+use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::domain::lexical::Lexicon;
 use crate::inference::{Embedder, LanguageModel};
 use crate::jobs::projector::Projector;
@@ -67,20 +68,20 @@ impl Foundation {
     ///
     /// # Errors
     /// Says which part could not be had and what to do.
-    pub async fn open(settings: &Settings, model: &crate::inference::ModelInfo) -> anyhow::Result<Self> {
+    pub async fn open(settings: &Settings, model: &ModelId) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
         let lock = DataLock::acquire(&settings.data_dir)?;
         let data_dir = lock.data_dir().to_owned();
         let (private, addresses) = database(settings, &data_dir, &lock).await?;
-        migrate::migrate(&addresses.owner, &model.id).await.context("the database could not be prepared")?;
+        migrate::migrate(&addresses.owner, model).await.context("the database could not be prepared")?;
         migrate::require_isolation(&addresses.owner)
             .await
             .context("the database does not keep tenants apart")?;
         let postgres = Postgres::new(
             &addresses,
             &settings.database.pools,
-            model.id.clone(),
+            model.clone(),
             Arc::clone(&clock),
             Arc::clone(&ids),
         );
@@ -126,6 +127,19 @@ impl Foundation {
             private,
             _lock: lock,
         })
+    }
+
+    /// What operators act through.
+    #[must_use]
+    pub fn administration(&self) -> Administration {
+        Administration {
+            stores: self.stores.clone(),
+            audit: self.audit.clone(),
+            signer: Arc::clone(&self.signer),
+            pepper: Arc::clone(&self.pepper),
+            clock: Arc::clone(&self.clock),
+            ids: Arc::clone(&self.ids),
+        }
     }
 
     /// Writes what is queued, closes every connection, and stops the private database.
@@ -211,7 +225,7 @@ impl Server {
         let embedding = settings.embedding.clone();
         let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
         let language_model = LanguageModel::new(&settings.language_model)?;
-        let foundation = Foundation::open(&settings, embedder.info()).await?;
+        let foundation = Foundation::open(&settings, &embedder.info().id).await?;
         let Foundation { clock, ids, stores, audit, .. } = &foundation;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let stop = CancellationToken::new();

@@ -3,6 +3,7 @@
 //! Floors; imports only point down:
 //!
 //! ```text
+//! cli                            the command line
 //! app                            composition root
 //! jobs | http | eval             work off the queue | answer requests | measure
 //! pipeline | retrieval | admin   documents in | answers out | operators' actions
@@ -13,6 +14,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod eval;

@@ -91,6 +91,15 @@ pub struct Embedder {
 }
 
 impl Embedder {
+    /// The identity of the model that [`Embedder::load`] would load.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn identify(settings: &EmbeddingSettings) -> Result<ModelId, EmbedderError> {
+        let identity = Source::open(settings)?.identity(settings);
+        ModelId::parse(&identity).map_err(|error| EmbedderError::Model(error.to_string()))
+    }
+
     /// Loads the model twice and starts its threads. Blocks for about a second.
     ///
     /// # Errors

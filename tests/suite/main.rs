@@ -4,6 +4,7 @@ mod architecture;
 mod audit;
 mod cancelled_futures;
 mod catalogue;
+mod command_line;
 mod compile_fail;
 #[cfg(feature = "laboratory")]
 mod conformance_vectors;

@@ -1,0 +1,89 @@
+//! What operators' commands ask for, in the two forms in which it can be done: a request to the running server,
+//! and a call of [`crate::admin`].
+
+use reqwest::Method;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::admin::{
+    AdminError, Administration, MAX_TENANTS, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+};
+use crate::domain::ids::TenantId;
+use crate::tenancy::OperatorScope;
+
+/// One thing that an operator wants done.
+#[derive(Debug)]
+pub(super) enum Action {
+    TenantCreate(NewTenant),
+    TenantList { after: Option<TenantId> },
+    TenantSuspend(TenantId, Reason),
+    TenantResume(TenantId, Reason),
+    TenantDelete(TenantId, Reason),
+    KeyCreate(TenantId, NewTenantKey),
+    KeyList(TenantId),
+    KeyRevoke(TenantId, String, Reason),
+    TokenCreate(TenantId, NewToken),
+    OperatorCreate(NewOperator),
+}
+
+impl Action {
+    /// Method, path and body of the request.
+    pub(super) fn request(&self) -> (Method, String, Option<Value>) {
+        let tenants = "/admin/tenants";
+        match self {
+            Self::TenantCreate(new) => (Method::POST, tenants.to_owned(), Some(json!(new))),
+            Self::TenantList { after } => {
+                let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+                (Method::GET, format!("{tenants}?limit={MAX_TENANTS}{after}"), None)
+            }
+            Self::TenantSuspend(tenant, reason) => {
+                (Method::POST, format!("{tenants}/{tenant}/suspend"), Some(json!(reason)))
+            }
+            Self::TenantResume(tenant, reason) => {
+                (Method::POST, format!("{tenants}/{tenant}/resume"), Some(json!(reason)))
+            }
+            Self::TenantDelete(tenant, reason) => {
+                (Method::DELETE, format!("{tenants}/{tenant}"), Some(json!(reason)))
+            }
+            Self::KeyCreate(tenant, new) => {
+                (Method::POST, format!("{tenants}/{tenant}/keys"), Some(json!(new)))
+            }
+            Self::KeyList(tenant) => (Method::GET, format!("{tenants}/{tenant}/keys"), None),
+            Self::KeyRevoke(tenant, key, reason) => {
+                (Method::DELETE, format!("{tenants}/{tenant}/keys/{key}"), Some(json!(reason)))
+            }
+            Self::TokenCreate(tenant, new) => {
+                (Method::POST, format!("{tenants}/{tenant}/tokens"), Some(json!(new)))
+            }
+            Self::OperatorCreate(new) => (Method::POST, "/admin/operators".to_owned(), Some(json!(new))),
+        }
+    }
+
+    /// The same without a server. The answer has the shape of the request's.
+    pub(super) async fn perform(
+        &self,
+        admin: &Administration,
+        by: &OperatorScope,
+    ) -> Result<Value, AdminError> {
+        Ok(match self {
+            Self::TenantCreate(new) => value(&admin.tenant_create(by, new).await?),
+            Self::TenantList { after } => value(&admin.tenant_list(by, *after, MAX_TENANTS).await?),
+            Self::TenantSuspend(tenant, reason) => value(&admin.tenant_suspend(by, *tenant, reason).await?),
+            Self::TenantResume(tenant, reason) => value(&admin.tenant_resume(by, *tenant, reason).await?),
+            Self::TenantDelete(tenant, reason) => value(&admin.tenant_delete(by, *tenant, reason).await?),
+            Self::KeyCreate(tenant, new) => value(&admin.key_create(by, *tenant, new).await?),
+            Self::KeyList(tenant) => json!({ "keys": admin.key_list(by, *tenant).await? }),
+            Self::KeyRevoke(tenant, key, reason) => {
+                admin.key_revoke(by, *tenant, key, reason).await?;
+                Value::Null
+            }
+            Self::TokenCreate(tenant, new) => value(&admin.token_create(by, *tenant, new).await?),
+            Self::OperatorCreate(new) => value(&admin.operator_create(by, new).await?),
+        })
+    }
+}
+
+fn value(answer: &impl Serialize) -> Value {
+    // These types hold texts, times and numbers alone, which JSON can always say.
+    serde_json::to_value(answer).unwrap_or_default()
+}

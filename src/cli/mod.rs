@@ -1,0 +1,157 @@
+//! The command line: one file for each command.
+//!
+//! Operators' commands speak to the running server over its admin socket. When no server runs, they take the
+//! data folder's lock, start the database themselves and do the same through [`crate::admin`].
+//!
+//! **Invariant:** answers go to standard output, everything else to standard error; a failure ends with 1, a
+//! wrong usage with 2.
+
+mod action;
+mod config;
+mod desk;
+mod key;
+mod operator;
+mod output;
+mod tenant;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::{self, Settings};
+use crate::tenancy::Role;
+
+/// A retrieval server for many tenants: documents in, cited answers out, and no tenant ever sees another.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Global {
+    /// A file of settings; `bulkhead config` tells what can be set.
+    #[arg(long, global = true, env = "BULKHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Answer with JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The operator's credential; the first one is in the data folder.
+    #[arg(long, global = true, value_name = "FILE")]
+    operator_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until it is stopped by SIGINT or SIGTERM.
+    Serve,
+    /// Make, list, suspend, resume and delete tenants.
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    /// Make, list and revoke a tenant's API keys.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Sign a short-lived token for a tenant.
+    Token(token::Command),
+    /// Make operators' credentials.
+    #[command(subcommand)]
+    Operator(operator::Command),
+    /// Print every setting with its default and meaning, or check those in use.
+    Config(config::Command),
+    /// Parse a document from standard input. Started by the server, in a cage.
+    #[command(hide = true)]
+    ParseWorker,
+}
+
+impl Global {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(crate::config::load(self.config.as_deref())?)
+    }
+}
+
+/// Reads the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { global, command } = cli;
+    let answer = match command {
+        Command::Serve => return block_on(app::run(global.settings()?)),
+        Command::Config(command) => return command.run(&global),
+        Command::ParseWorker => anyhow::bail!("parse-worker takes no other arguments and comes first"),
+        Command::Tenant(command) => block_on(command.run(&global))?,
+        Command::Key(command) => block_on(command.run(&global))?,
+        Command::Token(command) => block_on(command.run(&global))?,
+        Command::Operator(command) => block_on(command.run(&global))?,
+    };
+    output::print(&answer.render(global.json)?)
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Runtime::new()?.block_on(work)
+}
+
+/// A role by its name on the wire.
+fn role(raw: &str) -> Result<Role, String> {
+    Role::from_name(raw).ok_or_else(|| "one of reader, writer, tenant_admin".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_scripts_lines_are_understood() {
+        for line in [
+            "bulkhead --json tenant create --name N --slug S --reason R",
+            "bulkhead --json tenant list",
+            "bulkhead --json key create --tenant ID --role writer --name demo --reason demo",
+            "bulkhead key create --tenant t --role reader --role writer --name a --reason r --expires-in 30d",
+            "bulkhead tenant list --json --config file.toml",
+            "bulkhead token --tenant t --role reader",
+            "bulkhead config --check",
+            "bulkhead serve",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_a_wrong_usage() {
+        for line in [
+            "bulkhead",
+            "bulkhead tenant create --name N",
+            "bulkhead tenant delete --tenant t --reason r",
+            "bulkhead key create --tenant t --name a --reason r",
+            "bulkhead key create --tenant t --role king --name a --reason r",
+            "bulkhead key create --tenant t --role reader --name a --reason r --expires-in soon",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `bulkhead tenant`: customers of the deployment.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::Global;
+use super::action::Action;
+use super::desk::at_desk;
+use super::output::{Answer, table};
+use crate::admin::{NewTenant, Reason};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a tenant.
+    Create {
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Its short name in host names; made from the name when absent.
+        #[arg(long)]
+        slug: Option<String>,
+        /// Why, for the audit log.
+        #[arg(long)]
+        reason: String,
+    },
+    /// List the tenants that are not deleted.
+    List,
+    /// Refuse a tenant's callers and let its jobs wait, until it is resumed.
+    Suspend(Which),
+    /// Serve a suspended tenant again.
+    Resume(Which),
+    /// Delete a tenant with everything it owns. Nothing brings it back.
+    Delete {
+        #[command(flatten)]
+        which: Which,
+        /// Say that you mean it.
+        #[arg(long, required = true)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// The tenant's id or slug.
+    #[arg(long)]
+    tenant: String,
+    /// Why, for the audit log.
+    #[arg(long)]
+    reason: String,
+}
+
+impl Command {
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<Answer> {
+        at_desk(global, async |desk| {
+            let of = async |which: &Which| {
+                let reason = Reason { reason: which.reason.clone() };
+                anyhow::Ok((desk.tenant(&which.tenant).await?, reason))
+            };
+            let action = match &self {
+                Self::List => {
+                    let tenants = desk.tenants().await?;
+                    let text =
+                        table(&tenants, &["tenant_id", "slug", "state", "name"], "There is no tenant.");
+                    return Ok(Answer { json: Value::Array(tenants), text });
+                }
+                Self::Create { name, slug, reason } => Action::TenantCreate(NewTenant {
+                    name: name.clone(),
+                    slug: slug.clone(),
+                    reason: reason.clone(),
+                }),
+                Self::Suspend(which) => {
+                    let (tenant, reason) = of(which).await?;
+                    Action::TenantSuspend(tenant, reason)
+                }
+                Self::Resume(which) => {
+                    let (tenant, reason) = of(which).await?;
+                    Action::TenantResume(tenant, reason)
+                }
+                Self::Delete { which, .. } => {
+                    let (tenant, reason) = of(which).await?;
+                    Action::TenantDelete(tenant, reason)
+                }
+            };
+            let json = desk.ask(&action).await?;
+            let text = table(std::slice::from_ref(&json), &["tenant_id", "slug", "state", "name"], "");
+            Ok(Answer { json, text })
+        })
+        .await
+    }
+}
