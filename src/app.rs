@@ -239,8 +239,9 @@ impl Server {
             Arc::clone(clock),
         );
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
+        let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
         let pipeline = Pipeline {
-            parser: Parser::new(std::env::current_exe()?, settings.parse, settings.ingestion.workers),
+            parser: Parser::new(program, settings.parse, settings.ingestion.workers),
             chunker: Chunker::new(
                 &embedder.tokenizer(),
                 ChunkSettings {

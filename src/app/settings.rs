@@ -25,6 +25,10 @@ use crate::tenancy::AuthSettings;
 pub struct Settings {
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// The program whose children read documents; none: the one that runs. Not configured: it is for tests,
+    /// which run the server inside of another program.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
     /// This server's name among others over the same stores.
     pub node: String,
     /// `[telemetry]`

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod audit;
+mod authz_matrix;
 mod cancelled_futures;
 mod catalogue;
 mod command_line;
@@ -14,12 +15,14 @@ mod database_roles;
 mod deployment;
 mod http_admin;
 mod http_documents;
+mod operations;
 mod parse;
 mod place;
 mod private_postgres;
 mod projector;
 mod round_trips;
 mod row_level_security;
+mod server;
 mod site;
 mod store;
 #[cfg(feature = "laboratory")]
