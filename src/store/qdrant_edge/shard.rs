@@ -308,7 +308,8 @@ fn config(dimension: usize, settings: &EdgeSettings) -> EdgeConfig {
             m: 16,
             ef_construct: 128,
             full_scan_threshold: kilobytes.max(1),
-            max_indexing_threads: 0,
+            // Half of the machine: building a graph takes long, and others are being served meanwhile.
+            max_indexing_threads: std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
             on_disk: None,
             // No links of its own for each payload value: every point has the same.
             payload_m: Some(0),
