@@ -40,8 +40,6 @@ pub struct IngestionSettings {
     pub lease_seconds: u64,
     /// Chunks of one document, at most.
     pub max_chunks: usize,
-    /// Jobs of one tenant that may wait or run.
-    pub max_queued: i64,
     /// Tokens of a sentence that is repeated at the start of the next chunk; 0: no overlap.
     pub overlap_tokens: usize,
     /// Tokens of a title that the model sees.

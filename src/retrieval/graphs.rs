@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Metadata, Question, RetrievalSettings, Walked};
 use super::graph::{EntityHit, Graph, GraphChunk, RelationHit};
@@ -34,6 +35,7 @@ struct Held {
 pub(super) struct Graphs {
     held: Cache<Partition, Held>,
     loading: Cache<Partition, Arc<Mutex<()>>>,
+    refreshing: TaskTracker,
     clock: Arc<dyn Clock>,
     max_lag: Duration,
 }
@@ -52,6 +54,7 @@ impl Graphs {
         Self {
             held: Cache::builder().weigher(weigh).max_capacity(settings.graph_memory_bytes / 1024).build(),
             loading: Cache::builder().time_to_idle(Duration::from_mins(10)).build(),
+            refreshing: TaskTracker::new(),
             clock,
             max_lag: Duration::from_secs(settings.graph_max_lag_seconds),
         }
@@ -68,7 +71,7 @@ impl Graphs {
             return self.refresh(corpus).await;
         }
         let (graphs, corpus) = (self.clone(), corpus.clone());
-        tokio::spawn(async move {
+        self.refreshing.spawn(async move {
             if let Err(error) = graphs.refresh(&corpus).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a graph stays behind");
             }

@@ -142,9 +142,11 @@ impl CorpusWriter {
                      and v.version < n.version
                  returning v.upload_id),
              finished as (
-                 update job set state = 'done', stage = 'processed', done = total, lease = null,
-                     leased_until = null, updated_at = $6, finished_at = $6, revision = revision + 1
-                 where tenant_id = $1 and job_id = any($7)),
+                 update job set state = 'done', stage = 'processed', done = n.chunks, total = n.chunks,
+                     lease = null, leased_until = null, updated_at = $6, finished_at = $6,
+                     revision = revision + 1
+                 from unnest($7::uuid[], $5::int[]) as n(job_id, chunks)
+                 where job.tenant_id = $1 and job.job_id = n.job_id),
              history as (
                  insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $8, $6, $9)),
              size as (
