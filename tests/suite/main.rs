@@ -3,6 +3,7 @@
 mod architecture;
 mod audit;
 mod authz_matrix;
+mod calls;
 mod cancelled_futures;
 mod catalogue;
 mod command_line;
@@ -15,6 +16,7 @@ mod database_roles;
 mod deployment;
 mod http_admin;
 mod http_documents;
+mod ingestion;
 mod operations;
 mod parse;
 mod place;
@@ -25,5 +27,7 @@ mod row_level_security;
 mod server;
 mod site;
 mod store;
+mod two_tenants;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
+mod wire;
