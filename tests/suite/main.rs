@@ -11,6 +11,7 @@ mod compile_fail;
 #[cfg(feature = "laboratory")]
 mod conformance_vectors;
 mod consistency;
+mod crashes;
 mod database;
 mod database_roles;
 mod deployment;

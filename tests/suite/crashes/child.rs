@@ -1,0 +1,240 @@
+//! The server as a child process, over a folder that outlives it, and the words in which it is spoken to.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::place::Place;
+
+/// How long anything may take under the load of all other tests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A data folder, the settings of the servers over it, and the key of its one tenant.
+pub struct Ground {
+    place: Place,
+    settings: PathBuf,
+    key: String,
+    pub http: reqwest::Client,
+}
+
+impl Ground {
+    /// A new folder in which a server ran once, made a tenant and stopped in order.
+    pub async fn new(model: &str) -> Self {
+        // Another test may have installed it; either way there is one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let place = Place::new();
+        let settings = place.base.path().join("settings.toml");
+        let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("client");
+        let mut ground = Self { place, settings, key: String::new(), http };
+        let toml = format!(
+            "data_dir = {:?}
+            [telemetry]
+            filter = 'warn'
+            [ingestion]
+            lease_seconds = 5
+            [embedding]
+            model = {model:?}
+            [database]
+            install = {:?}
+            [database.server]
+            shared_buffers_mib = 16
+            relocation = {:?}",
+            ground.place.paths.data_dir, ground.place.paths.install, ground.place.settings.relocation,
+        );
+        fs::write(&ground.settings, toml).expect("settings");
+        let server = ground.start(None).await;
+        let key = server.tenant(&ground).await;
+        ground.key = key;
+        assert!(server.terminate().success(), "a server that is told to stop ends well");
+        ground
+    }
+
+    /// Starts a server, which ends at a crash point if one is named, and waits until it answers.
+    pub async fn start(&self, crash_at: Option<&str>) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let path = self.place.base.path().join("server.log");
+        let log = File::options().create(true).append(true).open(path).expect("log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command
+            .arg("serve")
+            .env("BULKHEAD_CONFIG", &self.settings)
+            .env("BULKHEAD__HTTP__ADDRESS", address.to_string())
+            .env_remove("DATABASE_URL")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        if let Some(point) = crash_at {
+            command.env("BULKHEAD_CRASH_AT", point);
+        }
+        let begun = Instant::now();
+        let child = command.spawn().expect("the server");
+        let mut running = Running { child, url: format!("http://{address}"), took: Duration::ZERO };
+        while self.http.get(format!("{}/health", running.url)).send().await.is_err() {
+            let ended = running.child.try_wait().expect("its state");
+            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "it does not answer: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        running.took = begun.elapsed();
+        running
+    }
+
+    /// The end of what the servers logged.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.place.base.path().join("server.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// The PostgreSQL that its own file names and that works in this folder.
+    pub fn postgres(&self) -> Option<i32> {
+        let cluster = self.place.paths.data_dir.join("postgres");
+        let text = fs::read_to_string(cluster.join("postmaster.pid")).ok()?;
+        let pid: i32 = text.lines().next()?.parse().ok()?;
+        fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == cluster).then_some(pid)
+    }
+
+    /// Sends a call of the tenant; no answer when the server is gone or going.
+    pub async fn try_post(&self, server: &Running, path: &str, body: &Value, once: &str) -> Option<Value> {
+        let request = self.http.post(format!("{}{path}", server.url)).bearer_auth(&self.key).json(body);
+        let request = if once.is_empty() { request } else { request.header("Idempotency-Key", once) };
+        let answer = request.send().await.ok()?;
+        let status = answer.status();
+        if status == reqwest::StatusCode::SERVICE_UNAVAILABLE {
+            return None;
+        }
+        // An answer that breaks off is none.
+        let text = answer.text().await.ok()?;
+        assert!(status.is_success(), "{path}: {status} {text}\n{}", self.log());
+        Some(serde_json::from_str(&text).expect("JSON"))
+    }
+
+    pub async fn post(&self, server: &Running, path: &str, body: &Value) -> Value {
+        self.try_post(server, path, body, "").await.unwrap_or_else(|| panic!("no answer: {}", self.log()))
+    }
+
+    /// Every document that is listed, as soon as none waits any more.
+    pub async fn settled(&self, server: &Running) -> Vec<Value> {
+        let begun = Instant::now();
+        loop {
+            let mut documents = Vec::new();
+            for page in 1.. {
+                let asked =
+                    json!({"page": page, "page_size": 200, "sort_field": "id", "sort_direction": "asc"});
+                let listed = self.post(server, "/documents/paginated", &asked).await;
+                documents.extend(listed["documents"].as_array().expect("documents").iter().cloned());
+                if listed["pagination"]["has_next"] != true {
+                    break;
+                }
+            }
+            let ended =
+                |document: &Value| ["processed", "failed"].iter().any(|state| document["status"] == *state);
+            if documents.iter().all(ended) {
+                return documents;
+            }
+            assert!(begun.elapsed() < PATIENCE, "documents wait without end: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// How many chunks the namespace says it has.
+    pub async fn chunks(&self, server: &Running) -> i64 {
+        let request = self.http.get(format!("{}/namespaces", server.url)).bearer_auth(&self.key);
+        let answer: Value = request.send().await.expect("answer").json().await.expect("JSON");
+        answer["namespaces"]
+            .as_array()
+            .expect("namespaces")
+            .iter()
+            .filter_map(|one| one["chunks"].as_i64())
+            .sum()
+    }
+
+    /// How often each name is among what a word finds.
+    pub async fn found(&self, server: &Running, word: &str) -> BTreeMap<String, usize> {
+        let asked = json!({"query": word, "mode": "naive", "chunk_top_k": 100});
+        let answer = self.post(server, "/query/data", &asked).await;
+        let mut names = BTreeMap::new();
+        for chunk in answer["data"]["chunks"].as_array().expect("chunks") {
+            if chunk["content"].as_str().expect("text").contains(word) {
+                *names.entry(chunk["file_path"].as_str().expect("name").to_owned()).or_default() += 1;
+            }
+        }
+        names
+    }
+}
+
+/// A server that answers. Killed when it is let go.
+pub struct Running {
+    child: Child,
+    url: String,
+    /// From its start to its first answer.
+    pub took: Duration,
+}
+
+impl Running {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"))
+    }
+
+    /// Kills it without a warning.
+    pub fn kill(mut self) {
+        kill(self.pid(), Signal::SIGKILL).expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Asks it to stop, without waiting.
+    pub fn ask_to_stop(&self) {
+        kill(self.pid(), Signal::SIGTERM).expect("it runs");
+    }
+
+    /// Waits for its end.
+    pub fn ended(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its state") {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Asks it to stop and waits for its end.
+    pub fn terminate(mut self) -> ExitStatus {
+        self.ask_to_stop();
+        self.ended()
+    }
+
+    /// Makes a tenant and the key of its writer.
+    async fn tenant(&self, ground: &Ground) -> String {
+        let data = &ground.place.paths.data_dir;
+        let operator = fs::read_to_string(data.join("secrets/operator.key")).expect("the operator's key");
+        let socket = reqwest::Client::builder().unix_socket(data.join("admin.sock")).build().expect("client");
+        let made = async |path: String, body: Value| -> Value {
+            let request = socket.post(format!("http://operators{path}")).bearer_auth(operator.trim());
+            let answer = request.json(&body).send().await.expect("an answer");
+            answer.json().await.expect("JSON")
+        };
+        let tenant = made("/admin/tenants".to_owned(), json!({"name": "Crash", "reason": "a test"})).await;
+        let id = tenant["tenant_id"].as_str().expect("a tenant");
+        let key = json!({"name": "writer", "roles": ["writer"], "reason": "a test"});
+        let key = made(format!("/admin/tenants/{id}/keys"), key).await;
+        key["api_key"].as_str().expect("a key").to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
