@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::operations::{Operation, operations};
-use crate::server::{Answer, Client, Tenant, random, server, text};
+use crate::server::{Answer, Client, Tenant, random, random_id, server, text};
 
 /// Operations that need a credential, and who has to be called for them.
 async fn guarded() -> Vec<Operation> {
@@ -74,7 +74,7 @@ async fn a_hint_at_another_tenant_an_unknown_or_a_suspended_one_is_the_same_403(
     let (alice, bob) = server().tenants().await;
     let suspended = server().tenant("carol").await;
     suspend(&suspended).await;
-    let unknown = uuid::Uuid::new_v4().to_string();
+    let unknown = random_id();
     let hints =
         [&bob.id, &bob.slug, &suspended.id, &suspended.slug, &unknown, &format!("dave-{}", random(8))];
     for operation in guarded().await.iter().filter(|operation| !operation.is_operators()) {

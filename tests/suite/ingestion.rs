@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::{Answer, Client, PATIENCE, Tenant, TestServer, new_folder, received, server, text};
+use crate::server::{
+    Answer, Client, PATIENCE, Tenant, TestServer, new_folder, random_id, received, server, text,
+};
 
 /// A text of so many sentences, none like another.
 fn long(sentences: usize) -> String {
-    (0..sentences)
-        .map(|n| format!("Entry {n} of the log says that buoy {} was passed at hour {n}. ", n * 7))
-        .collect()
+    let sentence =
+        |n: usize| format!("Entry {n} of the log says that buoy {} was passed at hour {n}. ", n * 7);
+    (0..sentences).map(sentence).collect::<Vec<_>>().concat()
 }
 
 async fn put(writer: &Client, id: &str, text: &str) -> Value {
@@ -69,7 +71,7 @@ async fn a_new_version_that_fails_leaves_the_old_one_and_can_be_tried_again() {
     let job = format!("/jobs/{}", text(&changed, "job_id"));
     assert_eq!(tenant.writer.delete(&job, &Value::Null, 200).await["status"], "cancelled");
     tenant.writer.delete(&job, &Value::Null, 409).await;
-    tenant.writer.delete(&format!("/jobs/{}", uuid::Uuid::new_v4()), &Value::Null, 404).await;
+    tenant.writer.delete(&format!("/jobs/{}", random_id()), &Value::Null, 404).await;
     let ended = tenant.reader.wait_ended(&text(&changed, "track_id")).await;
     let document = &ended["documents"][0];
     assert_eq!((&document["status"], &document["error_msg"]), (&json!("failed"), &json!("cancelled")));

@@ -3,6 +3,7 @@
 //! The server runs in this process, on threads of its own, since a test's runtime ends with the test. A shell
 //! that waits for this process to end stops its PostgreSQL and removes its folder, however the process ends.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use bulkhead::app::{Server, Settings};
 use bulkhead::config;
+use bulkhead::domain::clock::SystemClock;
+use bulkhead::domain::ids::{IdSource as _, SystemIds};
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder};
@@ -21,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 /// How long a test waits for the server to do what it was asked to, under the load of all other tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 static SHARED: OnceLock<TestServer> = OnceLock::new();
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -151,7 +154,7 @@ impl TestServer {
 fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
     let file = base.join("settings.toml");
     let toml = format!(
-        "data_dir = {data_dir:?}
+        "data_dir = '{}'
         http.address = '127.0.0.1:0'
         http.progress_poll_ms = 50
         parse.cpu_seconds = 4
@@ -159,9 +162,10 @@ fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
         ingestion.max_chunks = 1000
         database.server.durable = false
         database.server.shared_buffers_mib = 16
-        database.server.relocation = {:?}
+        database.server.relocation = '{}'
         {further}",
-        base.join("relocated"),
+        data_dir.display(),
+        base.join("relocated").display(),
     );
     fs::write(&file, toml).expect("settings");
     let mut settings: Settings = config::load(Some(&file)).expect("settings");
@@ -173,11 +177,16 @@ fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
     settings
 }
 
+/// An identifier that nothing has.
+pub fn random_id() -> String {
+    SystemIds(SystemClock).uuid().to_string()
+}
+
 /// Letters and digits that nobody else has.
 pub fn random(length: usize) -> String {
     let mut text = String::new();
     while text.len() < length {
-        text.push_str(&uuid::Uuid::new_v4().simple().to_string());
+        text.push_str(&hex::encode(SystemIds(SystemClock).secret()));
     }
     text.truncate(length);
     text
@@ -185,7 +194,7 @@ pub fn random(length: usize) -> String {
 
 /// A word in the form of a name that nobody else has.
 pub fn random_name() -> String {
-    let letters = uuid::Uuid::new_v4().into_bytes();
+    let letters = SystemIds(SystemClock).secret();
     let pair = |byte: u8| ["ba", "ke", "di", "lo", "nu", "ri", "sa", "ve"][usize::from(byte % 8)];
     let name: String = letters.iter().take(7).map(|byte| pair(*byte)).collect();
     name[..1].to_uppercase() + &name[1..]
@@ -239,7 +248,7 @@ impl Answer {
         let id = self.headers.get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("no id");
         for (name, value) in fields {
             if name != "date" && name != "x-request-id" {
-                all.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+                let _ = writeln!(all, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
             }
         }
         all + &self.text().replace(id, "REQUEST-ID")
