@@ -112,7 +112,7 @@ pub(super) async fn whoami(caller: Caller, app: Data<App>) -> HttpResponse {
             queued_jobs: app.limits.max_queued_jobs,
             upload_bytes: app.limits.max_upload_bytes,
             text_bytes: app.limits.max_text_bytes,
-            streams: app.limits.max_streams,
+            streams: app.limits.tenant_streams,
         },
         expires_at: caller.authenticated().expires_at(),
     })

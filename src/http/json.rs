@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::identity::{gate, state};
 use super::problem::{FieldError, Kind, Problem};
+use super::settings::HttpSettings;
 
 /// Names by which a body or a document's metadata would name a tenant.
 const TENANT_NAMES: [&str; 8] = [
@@ -226,11 +227,7 @@ async fn read<T: DeserializeOwned + Check>(
     if rules.media_type {
         require_json(&request)?;
     }
-    let limits = &app.limits;
-    let receive = receive(&request, payload, limits.max_json_bytes);
-    let bytes = tokio::time::timeout(limits.body_time(), receive)
-        .await
-        .map_err(|_| Problem::new(Kind::RequestTimeout))??;
+    let bytes = receive(&request, payload, &app.limits).await?;
     Ok(Body { value: parse(&bytes)? })
 }
 
@@ -243,35 +240,41 @@ fn require_json(request: &HttpRequest) -> Result<(), Problem> {
     if json && utf8 { Ok(()) } else { Err(wrong()) }
 }
 
-/// The whole body, unless it is larger than `most` bytes.
-async fn receive(request: &HttpRequest, mut payload: Payload, most: usize) -> Result<Bytes, Problem> {
+/// The whole body, unless it is too large or too slow.
+async fn receive(
+    request: &HttpRequest,
+    mut payload: Payload,
+    limits: &HttpSettings,
+) -> Result<Bytes, Problem> {
+    let most = limits.max_json_bytes;
     let too_large =
         || Problem::new(Kind::TooLarge).saying(format!("A body of this route has at most {most} bytes."));
-    let stated = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let headers = request.headers();
+    let stated =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if stated.is_some_and(|length| length > most) {
         return Err(too_large());
     }
-    if request.headers().contains_key(header::CONTENT_ENCODING) {
-        return Err(
-            Problem::new(Kind::UnsupportedMediaType).saying("Send the body without a content encoding.")
-        );
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        let detail = "Send the body without a content encoding.";
+        return Err(Problem::new(Kind::UnsupportedMediaType).saying(detail));
     }
+    let begun = tokio::time::Instant::now();
     let mut body = BytesMut::with_capacity(stated.unwrap_or(0).min(64 * 1024));
-    while let Some(piece) = payload.next().await {
+    loop {
+        let piece = tokio::time::timeout_at(begun + limits.body_time(body.len()), payload.next());
+        let Some(piece) = piece.await.map_err(|_| Problem::new(Kind::RequestTimeout))? else {
+            return Ok(body.freeze());
+        };
         let piece = piece.map_err(|error| {
-            Problem::new(Kind::BadRequest)
-                .saying("The body ended before it was whole.")
-                .because(error.to_string())
+            let broken = Problem::new(Kind::BadRequest).saying("The body ended before it was whole.");
+            broken.because(error.to_string())
         })?;
         if body.len() + piece.len() > most {
             return Err(too_large());
         }
         body.extend_from_slice(&piece);
     }
-    Ok(body.freeze())
 }
 
 /// Parses a body and checks every rule that is the same for all bodies, then the type's own.

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The slowest that a body may arrive after its first seconds, bytes a second.
+const SLOWEST: u64 = 64 * 1024;
+
 /// Addresses, limits and times of the HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,7 +31,7 @@ pub struct HttpSettings {
     pub keep_alive_seconds: u64,
     /// How long a request's head may take to arrive, seconds.
     pub head_seconds: u64,
-    /// How long a request's body may take to arrive, seconds.
+    /// How long a request's body may take to arrive, seconds, and a second more for each 64 KiB of it.
     pub body_seconds: u64,
     /// How long running requests may go on when the server stops, seconds.
     pub shutdown_seconds: u64,
@@ -40,8 +43,10 @@ pub struct HttpSettings {
     pub max_texts: usize,
     /// The largest uploaded file, bytes.
     pub max_upload_bytes: usize,
-    /// Uploads that are received at once, over all tenants; each may be held in memory.
-    pub uploads_at_once: usize,
+    /// Files that are received at once, over all tenants; each may be held in memory.
+    pub uploads: usize,
+    /// Of these, how many one tenant may have.
+    pub tenant_uploads: usize,
     /// The largest metadata of one document, bytes of JSON.
     pub max_metadata_bytes: usize,
     /// Jobs of one tenant that may wait.
@@ -50,8 +55,10 @@ pub struct HttpSettings {
     pub requests_per_second: u32,
     /// Requests of one tenant that may come at once.
     pub request_burst: u32,
-    /// Event streams of one tenant at once.
-    pub max_streams: usize,
+    /// Event streams at once, over all tenants.
+    pub streams: usize,
+    /// Of these, how many one tenant may have.
+    pub tenant_streams: usize,
     /// The longest that `Prefer: wait` waits, seconds.
     pub max_wait_seconds: u64,
     /// Entities of one view of the graph.
@@ -91,12 +98,14 @@ impl Default for HttpSettings {
             max_text_bytes: 8 * 1024 * 1024,
             max_texts: 1000,
             max_upload_bytes: 100 * 1024 * 1024,
-            uploads_at_once: 8,
+            uploads: 16,
+            tenant_uploads: 4,
             max_metadata_bytes: 16 * 1024,
             max_queued_jobs: 10_000,
             requests_per_second: 500,
             request_burst: 2000,
-            max_streams: 100,
+            streams: 10_000,
+            tenant_streams: 1000,
             max_wait_seconds: 60,
             max_graph_nodes: 1000,
             max_labels: 10_000,
@@ -126,8 +135,10 @@ impl HttpSettings {
             ("max_text_bytes", self.max_text_bytes),
             ("max_texts", self.max_texts),
             ("max_upload_bytes", self.max_upload_bytes),
-            ("uploads_at_once", self.uploads_at_once),
-            ("max_streams", self.max_streams),
+            ("uploads", self.uploads),
+            ("tenant_uploads", self.tenant_uploads),
+            ("streams", self.streams),
+            ("tenant_streams", self.tenant_streams),
         ];
         faults.extend(
             positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")),
@@ -145,10 +156,10 @@ impl HttpSettings {
         faults
     }
 
-    /// How long a body may take to arrive.
+    /// How long a body may have taken of which so much has arrived.
     #[must_use]
-    pub fn body_time(&self) -> Duration {
-        Duration::from_secs(self.body_seconds)
+    pub fn body_time(&self, received: usize) -> Duration {
+        Duration::from_secs(self.body_seconds + received as u64 / SLOWEST)
     }
 }
 

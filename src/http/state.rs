@@ -1,16 +1,16 @@
 //! What every handler is given: the server's parts, built by the composition root.
 
+use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use governor::clock::DefaultClock;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use serde_json::Value;
-use std::collections::HashMap;
-use std::num::NonZeroU32;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use super::settings::HttpSettings;
 use crate::domain::clock::Clock;
@@ -71,9 +71,8 @@ impl App {
 /// What is counted over all requests of this server, each within a bound of the settings.
 pub struct Meters {
     rates: RateLimiter<TenantId, DashMapStateStore<TenantId>, DefaultClock>,
-    streams: Arc<Mutex<HashMap<TenantId, usize>>>,
-    /// Uploads that are being received.
-    pub uploads: Arc<Semaphore>,
+    streams: Places,
+    uploads: Places,
 }
 
 impl Meters {
@@ -84,48 +83,82 @@ impl Meters {
         let burst = NonZeroU32::new(limits.request_burst).unwrap_or(NonZeroU32::MIN);
         Self {
             rates: RateLimiter::dashmap(Quota::per_second(rate).allow_burst(burst)),
-            streams: Arc::default(),
-            uploads: Arc::new(Semaphore::new(limits.uploads_at_once)),
+            streams: Places::new(limits.streams, limits.tenant_streams),
+            uploads: Places::new(limits.uploads, limits.tenant_uploads),
         }
     }
 
     /// Counts a request; the time after which to try again when the tenant is over its limit.
-    pub(super) fn request(&self, tenant: TenantId) -> Result<(), std::time::Duration> {
+    pub(super) fn request(&self, tenant: TenantId) -> Result<(), Duration> {
         use governor::clock::Clock as _;
         self.rates.check_key(&tenant).map_err(|until| until.wait_time_from(self.rates.clock().now()))
     }
 
-    /// Forgets tenants that are far below their limit, so that the table does not grow with every tenant seen.
-    pub fn sweep(&self) {
-        self.rates.retain_recent();
+    /// A place for an event stream; `None` when all are taken, or all of the tenant's.
+    pub(super) fn stream(&self, tenant: TenantId) -> Option<Place> {
+        self.streams.take(tenant)
     }
 
-    /// A place for an event stream; `None` when the tenant has as many as it may.
-    pub(super) fn stream(&self, tenant: TenantId, most: usize) -> Option<StreamPlace> {
-        let mut streams = self.streams.lock();
-        let open = streams.entry(tenant).or_default();
-        if *open >= most {
+    /// A place for a file that is being received.
+    pub(super) fn upload(&self, tenant: TenantId) -> Option<Place> {
+        self.uploads.take(tenant)
+    }
+}
+
+/// Places of a server, of which one tenant may have a share, so that it cannot keep the others out.
+struct Places {
+    most: usize,
+    share: usize,
+    taken: Arc<Mutex<HashMap<TenantId, usize>>>,
+}
+
+impl Places {
+    fn new(most: usize, share: usize) -> Self {
+        Self { most, share, taken: Arc::default() }
+    }
+
+    fn take(&self, tenant: TenantId) -> Option<Place> {
+        let mut taken = self.taken.lock();
+        let all: usize = taken.values().sum();
+        if all >= self.most || taken.get(&tenant).is_some_and(|own| *own >= self.share) {
             return None;
         }
-        *open += 1;
-        Some(StreamPlace { tenant, streams: Arc::clone(&self.streams) })
+        *taken.entry(tenant).or_default() += 1;
+        Some(Place { tenant, taken: Arc::clone(&self.taken) })
     }
 }
 
-/// A stream's place, free again when it is dropped.
-pub(super) struct StreamPlace {
+/// A place, free again when it is dropped.
+pub(super) struct Place {
     tenant: TenantId,
-    streams: Arc<Mutex<HashMap<TenantId, usize>>>,
+    taken: Arc<Mutex<HashMap<TenantId, usize>>>,
 }
 
-impl Drop for StreamPlace {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut streams = self.streams.lock();
-        if let Some(open) = streams.get_mut(&self.tenant) {
-            *open -= 1;
-            if *open == 0 {
-                streams.remove(&self.tenant);
+        let mut taken = self.taken.lock();
+        if let Some(own) = taken.get_mut(&self.tenant) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.tenant);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_that_takes_all_its_places_leaves_the_others_theirs() {
+        let [alice, bob] = [1, 2].map(|n| TenantId(uuid::Uuid::from_u128(n)));
+        let places = Places::new(4, 2);
+        let held: Vec<_> = (0..3).filter_map(|_| places.take(alice)).collect();
+        assert_eq!(held.len(), 2);
+        assert!(places.take(bob).is_some());
+        drop(held);
+        assert!(places.take(alice).is_some());
+        assert!(places.taken.lock().is_empty());
     }
 }

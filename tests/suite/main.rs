@@ -17,6 +17,7 @@ mod database_roles;
 mod deployment;
 mod http_admin;
 mod http_documents;
+mod http_problems;
 mod ingestion;
 mod operations;
 mod parse;

@@ -146,6 +146,14 @@ impl Site {
         self.harness.close().await;
     }
 
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.serving.address()
+    }
+
+    pub fn url(&self) -> String {
+        self.serving.url()
+    }
+
     pub fn request(&self, method: Method, path: &str, key: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.serving.url())).bearer_auth(key)
     }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::super::extract::{LastEventId, TrackPath};
 use super::super::identity::Caller;
 use super::super::problem::{Kind, Problem};
-use super::super::state::{App, StreamPlace};
+use super::super::state::{App, Place};
 use crate::domain::document::Status;
 use crate::store::{StoreError, TenantReader};
 use crate::tenancy::{Permit, Read, RefusalKind};
@@ -50,7 +50,7 @@ pub(in crate::http) async fn track_events(
     if parts.is_empty() {
         return Err(Problem::not_found());
     }
-    let place = app.meters.stream(permit.scope().tenant(), app.limits.max_streams).ok_or_else(|| {
+    let place = app.meters.stream(permit.scope().tenant()).ok_or_else(|| {
         Problem::new(Kind::RateLimited).saying("This tenant has as many event streams as it may.")
     })?;
     let now = app.clock.instant();
@@ -147,7 +147,7 @@ struct Progress {
     sure: Instant,
     /// When something was last sent.
     told: Instant,
-    _place: StreamPlace,
+    _place: Place,
 }
 
 impl Progress {

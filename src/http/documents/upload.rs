@@ -2,11 +2,13 @@
 //!
 //! **Invariant:** name, type and room are decided before the file's bytes are read; its name is never a path.
 
+use std::cell::Cell;
+
 use actix_multipart::{Field, Multipart, MultipartError};
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -14,6 +16,7 @@ use super::super::extract::{IdempotencyKey, Namespace};
 use super::super::identity::Room;
 use super::super::json::tenant_named;
 use super::super::problem::{FieldError, Kind, Problem};
+use super::super::settings::HttpSettings;
 use super::super::state::App;
 use super::accept::{
     Submission, Submitted, fingerprint, inserted, name_taken, new_document_id, new_track_id, respond, submit,
@@ -66,14 +69,11 @@ pub(in crate::http) async fn upload(
     form: Multipart,
 ) -> Result<HttpResponse, Problem> {
     let corpus = corpus_writer(&app, &permit, &namespace).await?;
-    let busy = || {
-        Problem::new(Kind::Unavailable).saying("Too many files are being received; try again in a moment.")
-    };
-    let _place = app.meters.uploads.try_acquire().map_err(|_| busy())?;
-    let received = receive(&app, &corpus, &key, form);
-    let (name, bytes) = tokio::time::timeout(app.limits.body_time(), received)
-        .await
-        .map_err(|_| Problem::new(Kind::RequestTimeout))??;
+    let _place = app.meters.upload(permit.scope().tenant()).ok_or_else(|| {
+        let detail = "Too many files are being received; try again in a moment.";
+        Problem::new(Kind::RateLimited).saying(detail)
+    })?;
+    let (name, bytes) = receive(&app, &corpus, &key, form).await?;
 
     let track_id = new_track_id(&app, "upload");
     let content_hash: [u8; 32] = Sha256::digest(&bytes).into();
@@ -118,8 +118,9 @@ async fn receive(
     key: &IdempotencyKey,
     mut form: Multipart,
 ) -> Result<(String, Bytes), Problem> {
+    let pace = Pace { begun: tokio::time::Instant::now(), received: Cell::new(0), limits: &app.limits };
     let mut received = None;
-    while let Some(field) = form.next().await {
+    while let Some(field) = pace.next(&mut form).await? {
         let mut field = field.map_err(|error| broken(&error))?;
         let name = field.name().unwrap_or_default().to_owned();
         if name != "file" || received.is_some() {
@@ -127,7 +128,7 @@ async fn receive(
             if tenant_named(&names).is_some() || name == "file" {
                 return Err(wrong_field(&name));
             }
-            read(&mut field, MAX_OTHER_FIELD).await?;
+            read(&mut field, MAX_OTHER_FIELD, &pace).await?;
             continue;
         }
         let file_name =
@@ -137,7 +138,7 @@ async fn receive(
         if key.0.is_none() && corpus.document_name_taken(&file_name).await? {
             return Err(name_taken());
         }
-        let bytes = read(&mut field, app.limits.max_upload_bytes).await?;
+        let bytes = read(&mut field, app.limits.max_upload_bytes, &pace).await?;
         if bytes.is_empty() {
             return Err(Problem::new(Kind::InvalidBody).saying("The file is empty."));
         }
@@ -175,13 +176,30 @@ fn checked(raw: &str) -> Result<String, Problem> {
     Ok(name.to_owned())
 }
 
-async fn read(field: &mut Field, most: usize) -> Result<Bytes, Problem> {
+/// How long a form may take to arrive.
+struct Pace<'a> {
+    begun: tokio::time::Instant,
+    received: Cell<usize>,
+    limits: &'a HttpSettings,
+}
+
+impl Pace<'_> {
+    /// The next piece, unless it comes too late for so many bytes as have come.
+    async fn next<S: Stream + Unpin>(&self, stream: &mut S) -> Result<Option<S::Item>, Problem> {
+        let until = self.begun + self.limits.body_time(self.received.get());
+        let piece = tokio::time::timeout_at(until, stream.next()).await;
+        piece.map_err(|_| Problem::new(Kind::RequestTimeout))
+    }
+}
+
+async fn read(field: &mut Field, most: usize, pace: &Pace<'_>) -> Result<Bytes, Problem> {
     let mut bytes = BytesMut::new();
-    while let Some(piece) = field.next().await {
+    while let Some(piece) = pace.next(field).await? {
         let piece = piece.map_err(|error| broken(&error))?;
         if bytes.len() + piece.len() > most {
             return Err(Problem::new(Kind::TooLarge).saying(format!("A file has at most {most} bytes.")));
         }
+        pace.received.set(pace.received.get() + piece.len());
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes.freeze())
