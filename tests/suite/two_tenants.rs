@@ -285,13 +285,13 @@ async fn answers_are_never_swapped_when_both_ask_at_once() {
         ("GET", "/graphs?label=*".to_owned(), &Value::Null),
     ];
     let asking = (0..60).map(|turn| {
-        let (asker, neighbour) = if turn % 2 == 0 { (&alice, &bob) } else { (&bob, &alice) };
+        let (own, neighbour) = if turn % 2 == 0 { (&alice, &bob) } else { (&bob, &alice) };
         let (method, path, body) = &requests[turn / 2 % requests.len()];
         async move {
-            let answer = asker.tenant.reader.send(method, path, body).await;
+            let answer = own.tenant.reader.send(method, path, body).await;
             assert_eq!(answer.status, 200, "{path}: {}", answer.text());
             let all = answer.all();
-            assert!(asker.canaries().iter().any(|canary| all.contains(canary)), "{path}: {all}");
+            assert!(own.canaries().iter().any(|canary| all.contains(canary)), "{path}: {all}");
             assert!(!neighbour.canaries().iter().any(|canary| all.contains(canary)), "{path}: {all}");
         }
     });
