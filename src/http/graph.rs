@@ -87,7 +87,7 @@ struct EdgeBody {
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct EdgeProperties {
-    /// The number of chunks that mention both.
+    /// Chunks that mention both, times how much oftener than chance they meet.
     weight: f32,
     /// A sentence that mentions both.
     description: String,

@@ -62,10 +62,14 @@ pub struct Relation {
 
 /// Chunks that are read to name one entity or relation.
 const SUPPORT: usize = 3;
+/// Chunks whose sentences are looked at for a description.
+const DESCRIBED: usize = 8;
 
 /// Rows of the chunks that support entities and relations.
 pub(super) struct Support {
     mentions: Vec<MentionRow>,
+    /// Places of the mentions of each entity, in order.
+    by_key: HashMap<u64, Vec<usize>>,
     rows: HashMap<ChunkId, ChunkRow>,
 }
 
@@ -84,7 +88,24 @@ impl Support {
             if missing.is_empty() { Ok(Vec::new()) } else { corpus.chunk_list(&missing).await }
         });
         rows.extend(more?.into_iter().map(|row| (row.chunk, row)));
-        Ok(Self { mentions: mentions?, rows })
+        let mut mentions = mentions?;
+        // The store gives them in no order; the same rows are always described the same.
+        mentions.sort_unstable_by_key(|mention| mention.chunk);
+        let mut by_key: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (place, mention) in mentions.iter().enumerate() {
+            for key in &mention.keys {
+                let places = by_key.entry(key.cast_unsigned()).or_default();
+                if places.last() != Some(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        Ok(Self { mentions, by_key, rows })
+    }
+
+    /// Places of the rows that mention an entity, in order.
+    fn places(&self, key: u64) -> &[usize] {
+        self.by_key.get(&key).map_or(&[], Vec::as_slice)
     }
 
     /// The entity of this key; `None` when no live chunk mentions it.
@@ -93,7 +114,7 @@ impl Support {
         let mut kind = None;
         let mut sources = Sources { created_at: i64::MAX, ..Sources::default() };
         let mut tenant = None;
-        for mention in &self.mentions {
+        for mention in self.places(key).iter().map(|place| &self.mentions[*place]) {
             let Some(at) = mention.keys.iter().position(|found| found.cast_unsigned() == key) else {
                 continue;
             };
@@ -119,10 +140,10 @@ impl Support {
     /// The relation of two entities; `None` when no live chunk mentions both.
     pub(super) fn relation(&self, source: &Entity, target: &Entity, weight: f32) -> Option<Relation> {
         let mut sources = Sources { created_at: i64::MAX, ..Sources::default() };
-        for mention in &self.mentions {
-            let mentions = |key: u64| mention.keys.iter().any(|found| found.cast_unsigned() == key);
-            if mentions(source.key) && mentions(target.key) {
-                sources.add(mention);
+        let others = self.places(target.key);
+        for place in self.places(source.key) {
+            if others.binary_search(place).is_ok() {
+                sources.add(&self.mentions[*place]);
             }
         }
         let row = sources.chunks.iter().find_map(|chunk| self.rows.get(chunk))?;
@@ -140,7 +161,7 @@ impl Support {
     /// The first sentence that holds all these names, else the first that holds one.
     fn sentence(&self, sources: &Sources, names: &[&str]) -> String {
         let mut second = None;
-        for row in sources.chunks.iter().filter_map(|chunk| self.rows.get(chunk)) {
+        for row in sources.chunks.iter().filter_map(|chunk| self.rows.get(chunk)).take(DESCRIBED) {
             for sentence in sentences(&row.text) {
                 let held = names.iter().filter(|name| sentence.contains(**name)).count();
                 if held == names.len() {

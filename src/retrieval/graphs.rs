@@ -61,7 +61,7 @@ impl Graphs {
     }
 
     /// The graph of a corpus. One that is a little behind answers while it is brought up to date.
-    async fn get(&self, corpus: &Corpus) -> Result<Arc<Graph>, StoreError> {
+    pub(super) async fn get(&self, corpus: &Corpus) -> Result<Arc<Graph>, StoreError> {
         let Some(held) = self.held.get(corpus.partition()) else { return self.refresh(corpus).await };
         if held.graph.seq() >= corpus.seq() {
             return Ok(held.graph);

@@ -144,26 +144,6 @@ impl Corpus {
         Ok(names)
     }
 
-    /// The entities of every chunk, as hashes, at most `limit` chunks, ordered by chunk.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn mention_keys(&self, limit: i64) -> Result<Vec<(ChunkId, Vec<i64>)>, StoreError> {
-        let mut tx = self.reader.begin().await?;
-        let rows: Vec<(Uuid, Vec<i64>)> = sqlx::query_as(
-            "select chunk_id, keys from chunk_mention where tenant_id = $1 and namespace_id = $2
-             order by chunk_id limit $3",
-        )
-        .bind(self.partition.tenant().0)
-        .bind(self.partition.namespace().0)
-        .bind(limit)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("mention.keys"))?;
-        tx.commit().await?;
-        Ok(rows.into_iter().map(|(chunk, keys)| (ChunkId(chunk), keys)).collect())
-    }
-
     /// Whether a live chunk mentions an entity of one of these keys.
     ///
     /// # Errors
