@@ -23,10 +23,12 @@ impl Shell {
         let place = Place::new();
         let settings = place.base.path().join("settings.toml");
         let text = format!(
-            "data_dir = {:?}\n[http]\naddress = \"127.0.0.1:0\"\n[embedding]\nmodel = \"hashing\"\n\
-             [database]\ninstall = {:?}\n[database.server]\ndurable = false\nshared_buffers_mib = 16\n\
-             relocation = {:?}\n",
-            place.paths.data_dir, place.paths.install, place.settings.relocation
+            "data_dir = \"{}\"\n[http]\naddress = \"127.0.0.1:0\"\n[embedding]\nmodel = \"hashing\"\n\
+             [database]\ninstall = \"{}\"\n[database.server]\ndurable = false\nshared_buffers_mib = 16\n\
+             relocation = \"{}\"\n",
+            place.paths.data_dir.display(),
+            place.paths.install.display(),
+            place.settings.relocation.display()
         );
         fs::write(&settings, text).expect("settings");
         Self { place, settings }
@@ -119,8 +121,8 @@ fn operate(shell: &Shell, slug: &str) {
     let keys = shell.json(&["key", "list", "--tenant", slug]);
     assert!(keys[0]["revoked_at"].is_string());
 
-    let token = shell.json(&["token", "--tenant", slug, "--role", "reader", "--expires-in", "10m"]);
-    assert_eq!(token["token"].as_str().expect("a token").split('.').count(), 3);
+    let signed = shell.json(&["token", "--tenant", slug, "--role", "reader", "--expires-in", "10m"]);
+    assert_eq!(signed["token"].as_str().expect("a token").split('.').count(), 3);
     let long = shell.complaint(&["token", "--tenant", slug, "--role", "reader", "--expires-in", "9h"]);
     assert!(long.contains("3600"), "{long}");
 

@@ -34,6 +34,7 @@ mod running;
 mod server;
 mod site;
 mod store;
+mod store_races;
 mod two_tenants;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;

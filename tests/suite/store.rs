@@ -26,7 +26,8 @@ pub async fn only_task(harness: &Harness, corpus: &CorpusWriter) -> IngestTask {
     tasks.remove(0)
 }
 
-fn processed(task: &IngestTask, chunks: Vec<NewChunk>) -> ProcessedDocument {
+/// The outcome of a task.
+pub fn processed(task: &IngestTask, chunks: Vec<NewChunk>) -> ProcessedDocument {
     ProcessedDocument {
         job: task.job,
         lease: task.lease,
@@ -499,71 +500,5 @@ async fn nothing_of_a_deleted_document_stays_in_any_table() {
         let again = harness.corpus(&permit).await;
         assert_eq!(status(&again, &id).await, None);
     }
-    harness.close().await;
-}
-
-#[tokio::test]
-async fn a_write_and_a_deletion_at_once_leave_all_of_a_document_or_nothing() {
-    let harness = Harness::new().await;
-    let permit = harness.tenant().await;
-    let mut superuser = harness.deployment.superuser().await;
-    for round in 0..25 {
-        let corpus = harness.corpus(&permit).await;
-        harness.put(&corpus, "doc", vec![chunk(0, "first")]).await;
-        let writer = harness.stores.writer(&permit);
-        let batch = [document("doc", &format!("round {round}"))];
-        let name = NamespaceName::default();
-        let ids = ["doc".to_owned()];
-        let accepting = corpus.documents_accept(&batch, OnExisting::Replace, "track", 1000);
-        let accepted = if round % 2 == 0 {
-            let (accepted, deleted) = tokio::join!(accepting, corpus.documents_delete(&ids));
-            assert_eq!(deleted.expect("deleted").len(), 1);
-            accepted
-        } else {
-            let (accepted, deleted) = tokio::join!(accepting, writer.namespace_delete(&name));
-            assert!(deleted.expect("deleted"));
-            accepted
-        };
-        match accepted {
-            Ok(Acceptance::Accepted(_)) => {}
-            Ok(other) => panic!("{other:?}"),
-            Err(error) => assert_eq!(error.kind, ErrorKind::Conflict, "only for a namespace that went"),
-        }
-        consistent(&mut superuser, permit.scope().tenant()).await;
-        harness.stores.writer(&permit).tenant_purge().await.expect("purged");
-    }
-    harness.close().await;
-}
-
-#[tokio::test]
-async fn replacements_progress_commits_and_deletions_at_once_do_not_lock_each_other_out() {
-    let harness = Harness::new().await;
-    let permit = harness.tenant().await;
-    let corpus = harness.corpus(&permit).await;
-    let ids: Vec<String> = (0..6).map(|number| format!("doc-{number}")).collect();
-    let begun = std::time::Instant::now();
-    for round in 0..20 {
-        let batch: Vec<_> = ids.iter().map(|id| document(id, &format!("{id} {round}"))).collect();
-        accept(&corpus, &batch, OnExisting::Replace).await;
-        let leased = harness.lease(&corpus).await;
-        let tasks = corpus.job_open(&leased).await.expect("opened");
-        let held: Vec<_> = tasks.iter().rev().map(|task| (task.job, task.lease)).collect();
-        let progress = Progress { stage: Status::Processing, done: 1, total: 2, rate: 9.0 };
-        let done: Vec<_> = tasks.iter().map(|task| processed(task, vec![chunk(0, "text")])).collect();
-        let (again, gone) = (&batch[..3], &ids[3..]);
-        let (accepted, progressed, committed, deleted) = tokio::join!(
-            corpus.documents_accept(again, OnExisting::Replace, "track", 1000),
-            corpus.job_progress(&held, progress, LEASE),
-            corpus.documents_commit(&done),
-            corpus.documents_delete(gone),
-        );
-        accepted.expect("accepted");
-        progressed.expect("progressed");
-        committed.expect("committed");
-        assert_eq!(deleted.expect("deleted").len(), 3);
-    }
-    assert!(begun.elapsed() < Duration::from_secs(20), "a deadlock costs a second each time");
-    let mut superuser = harness.deployment.superuser().await;
-    consistent(&mut superuser, permit.scope().tenant()).await;
     harness.close().await;
 }
