@@ -1,5 +1,6 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
+pub mod bench;
 mod settings;
 
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
-//! Measuring: retrieval quality and leakage.
+//! Measuring: retrieval quality, leakage, and what the server adds to its raw parts.
 //!
 //! **Invariant:** figures come with their uncertainty, and with the seed that repeats them.
 
+pub mod bench;
+pub mod passages;
 pub mod quality;

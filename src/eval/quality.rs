@@ -99,11 +99,11 @@ pub fn estimate(values: &[f64], seed: u64) -> Estimate {
 }
 
 /// A small generator of repeatable numbers (Steele, Lea and Flood 2014).
-struct SplitMix(u64);
+pub(super) struct SplitMix(pub(super) u64);
 
 impl SplitMix {
     #[expect(clippy::cast_possible_truncation, reason = "the result is below `n`")]
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -271,6 +271,33 @@ impl Model {
     }
 }
 
+/// The model by itself, without queue and turns: what measurements compare with.
+pub struct RawModel(Model);
+
+impl RawModel {
+    /// Loads the model once. Blocks for about half a second.
+    ///
+    /// # Errors
+    /// As [`Embedder::load`].
+    pub fn load(settings: &EmbeddingSettings) -> Result<Self, EmbedderError> {
+        let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self(Source::open(settings)?.session(settings, threads)?))
+    }
+
+    /// The vectors of texts, in runs of `batch`. Blocks. `[texts][dimension]`
+    ///
+    /// # Errors
+    /// [`EmbedderError::Model`].
+    pub fn embed(&mut self, texts: &[String], batch: usize) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        match &mut self.0 {
+            Model::Onnx(model) => {
+                model.embed(texts, Some(batch)).map_err(|error| EmbedderError::Model(error.to_string()))
+            }
+            hashing @ Model::Hashing => hashing.embed(texts),
+        }
+    }
+}
+
 type Reply = Result<Vec<Vec<f32>>, EmbedderError>;
 
 struct Batch {

@@ -8,5 +8,5 @@ mod fastembed_model;
 mod hashing;
 mod language_model;
 
-pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo};
+pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel};
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
