@@ -62,6 +62,8 @@ enum Command {
     /// Make operators' credentials.
     #[command(subcommand)]
     Operator(operator::Command),
+    /// Measure a server of its own against its raw parts; figures go to `target/bench.json`.
+    Bench,
     /// Print every setting with its default and meaning, or check those in use.
     Config(config::Command),
     /// Parse a document from standard input. Started by the server, in a cage.
@@ -92,6 +94,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     let answer = match command {
         Command::Serve => return block_on(app::run(global.settings()?)),
+        Command::Bench => {
+            anyhow::ensure!(block_on(app::bench::bench(global.settings()?))?, "a target was missed");
+            return Ok(());
+        }
         Command::Config(command) => return command.run(&global),
         Command::ParseWorker => anyhow::bail!("parse-worker takes no other arguments and comes first"),
         Command::Tenant(command) => block_on(command.run(&global))?,
