@@ -209,6 +209,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
             vec![with(path, json!({"model": ids.namespace, "prompt": question})).changing()]
         }
         "post /admin/tenants" => vec![with(path, json!({"name": "Mallory", "reason": "a test"}))],
+        "post /admin/operators" => vec![with(path, json!({"name": "mallory", "reason": "a test"}))],
         "get /admin/tenants/{id}" | "get /admin/tenants/{id}/keys" => {
             vec![get(path.replace("{id}", &ids.tenant))]
         }

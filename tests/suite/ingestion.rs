@@ -22,7 +22,7 @@ async fn put(writer: &Client, id: &str, text: &str) -> Value {
 }
 
 /// The texts of all chunks that are found for a question.
-async fn found(reader: &Client, question: &str) -> Vec<String> {
+pub async fn found(reader: &Client, question: &str) -> Vec<String> {
     let body = json!({"query": question, "mode": "naive", "chunk_top_k": 200, "max_total_tokens": 1_000_000});
     let found = reader.post("/query/data", &body, 200).await;
     found["data"]["chunks"].as_array().expect("chunks").iter().map(|chunk| text(chunk, "content")).collect()
@@ -107,13 +107,13 @@ async fn a_repeated_write_is_done_once_and_another_one_under_its_key_is_refused(
 #[tokio::test]
 async fn a_deletion_and_a_new_version_win_over_a_job_that_runs() {
     let tenant = server().tenant("races").await;
-    let running = put(&tenant.writer, "log", &long(1500)).await;
+    let running = put(&tenant.writer, "log", &long(800)).await;
     until_running(&tenant.reader, &running).await;
     tenant.writer.delete("/documents/log", &Value::Null, 200).await;
     tenant.reader.get("/documents/log", 404).await;
     assert!(found(&tenant.reader, "Which buoy was passed?").await.is_empty());
 
-    let running = put(&tenant.writer, "other", &long(1500)).await;
+    let running = put(&tenant.writer, "other", &long(800)).await;
     until_running(&tenant.reader, &running).await;
     let newer = tenant.writer.put_document("other", "Other", "The log is closed.").await;
     assert_eq!(newer["version"], 2);

@@ -19,7 +19,6 @@ mod deployment;
 mod graph;
 mod http_admin;
 mod http_documents;
-mod http_problems;
 mod ingestion;
 mod language_model;
 mod operations;
@@ -36,6 +35,7 @@ mod site;
 mod store;
 mod store_races;
 mod two_tenants;
+mod uploaded_files;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
 mod wire;

@@ -157,7 +157,8 @@ fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
         "data_dir = '{}'
         http.address = '127.0.0.1:0'
         http.progress_poll_ms = 50
-        parse.cpu_seconds = 4
+        parse.cpu_seconds = 3
+        ingestion.max_attempts = 2
         parse.wall_seconds = 20
         ingestion.max_chunks = 1000
         database.server.durable = false
