@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const CLIENTS: [&str; 3] = ["openai", "ollama", "lightrag"];
 /// How long a server may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn main() {
     let arguments = Arguments::from_args();

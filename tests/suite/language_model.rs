@@ -41,7 +41,7 @@ async fn complete(pause: web::Data<Duration>, body: web::Json<Value>) -> HttpRes
     }
     let pause = **pause;
     let words: Vec<String> = text.split_inclusive(' ').map(str::to_owned).collect();
-    let pieces: Vec<String> = words.chunks(8).map(|words| words.concat()).collect();
+    let pieces: Vec<String> = words.chunks(8).map(<[String]>::concat).collect();
     let events = futures::stream::iter(pieces).then(move |piece| async move {
         tokio::time::sleep(pause).await;
         let event = json!({"choices": [{"delta": {"content": piece}}]});
@@ -53,6 +53,7 @@ async fn complete(pause: web::Data<Duration>, body: web::Json<Value>) -> HttpRes
 
 impl Stub {
     /// Starts one that waits so long before each piece.
+    #[expect(clippy::unused_async, reason = "it spawns, which needs the runtime that it is awaited in")]
     pub async fn start(pause: Duration) -> Self {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let url = format!("http://{}/v1", listener.local_addr().expect("an address"));

@@ -67,6 +67,7 @@ impl Running {
         self.own.as_ref().unwrap_or_else(|| server())
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "it reads better where it is called")]
     pub fn request(&self, method: Method, path: &str, key: &str) -> RequestBuilder {
         self.server().caller(key).request(method.as_str(), path)
     }
@@ -195,17 +196,19 @@ pub fn assert_own(answer: &Answer, tenant: &Tenant, foreign: &[&str]) {
     for words in foreign {
         assert!(!answer.text.contains(words), "a neighbour's words: {}", answer.text);
     }
-    fn tenants<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
-        match value {
-            Value::Object(fields) => {
-                found.extend(fields.get("tenant_id").and_then(Value::as_str));
-                fields.values().for_each(|value| tenants(value, found));
-            }
-            Value::Array(items) => items.iter().for_each(|item| tenants(item, found)),
-            _ => {}
-        }
-    }
     let mut found = Vec::new();
     tenants(&answer.body, &mut found);
     assert!(found.iter().all(|id| *id == tenant.id), "a neighbour's id: {}", answer.text);
+}
+
+/// Every tenant that a value names.
+fn tenants<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("tenant_id").and_then(Value::as_str));
+            fields.values().for_each(|value| tenants(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| tenants(item, found)),
+        _ => {}
+    }
 }
