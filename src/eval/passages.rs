@@ -31,7 +31,7 @@ impl Passages {
                 starts.push(pair[1].to_owned());
             }
         }
-        (!starts.is_empty()).then(|| Self { follow, starts, random: SplitMix(seed), made: 0 })
+        (!starts.is_empty()).then_some(Self { follow, starts, random: SplitMix(seed), made: 0 })
     }
 
     /// The next passage, of about so many words. Its first sentence numbers it.

@@ -19,6 +19,7 @@ mod deployment;
 mod graph;
 mod http_admin;
 mod http_documents;
+mod http_problems;
 mod ingestion;
 mod language_model;
 mod operations;

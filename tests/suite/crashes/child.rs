@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::place::Place;
 
 /// How long anything may take under the load of all other tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A data folder, the settings of the servers over it, and the key of its one tenant.
 pub struct Ground {
@@ -34,7 +34,7 @@ impl Ground {
         let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("client");
         let mut ground = Self { place, settings, key: String::new(), http };
         let toml = format!(
-            "data_dir = {:?}
+            r#"data_dir = "{}"
             [telemetry]
             filter = 'warn'
             [ingestion]
@@ -42,11 +42,13 @@ impl Ground {
             [embedding]
             model = {model:?}
             [database]
-            install = {:?}
+            install = "{}"
             [database.server]
             shared_buffers_mib = 16
-            relocation = {:?}",
-            ground.place.paths.data_dir, ground.place.paths.install, ground.place.settings.relocation,
+            relocation = "{}""#,
+            ground.place.paths.data_dir.display(),
+            ground.place.paths.install.display(),
+            ground.place.settings.relocation.display(),
         );
         fs::write(&ground.settings, toml).expect("settings");
         let server = ground.start(None).await;
