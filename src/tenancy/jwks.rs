@@ -2,7 +2,7 @@
 //!
 //! A set of keys (RFC 7517) is reduced to those that can verify the one pinned algorithm. It is fetched when it
 //! is old or when a token names a key that is not in it, by one caller at a time and at most once per
-//! [`FETCH_EVERY`], so that tokens with invented key ids cannot make us flood an issuer.
+//! `FETCH_EVERY`, so that tokens with invented key ids cannot make us flood an issuer.
 //!
 //! **Invariant:** a key never comes from a token; a token's `kid` is nothing but a key of this map.
 //! **Invariant:** keys come by verified TLS or from this machine.

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! **Invariant:** reached by the Unix socket and a role's secret only. The superuser serves initdb and
-//! [`bootstrap`](super::bootstrap) and nothing else.
+//! [`bootstrap`](mod@super::bootstrap) and nothing else.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
