@@ -46,6 +46,21 @@ pub(super) struct Shard {
     dimension: usize,
 }
 
+/// Waits for a log that its last holder in this process is just letting go: its lock lives a moment longer.
+/// The whole folder is locked by this process, so nobody else can be meant.
+fn load_patiently(path: &Path) -> Result<EdgeShard, Fault> {
+    let mut tries = 0;
+    loop {
+        match guarded(|| EdgeShard::load(path, None)) {
+            Err(fault) if tries < 40 && fault.to_string().contains("another process uses") => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Shard {
     /// A new shard in an empty folder, for embeddings of this dimension.
     pub(super) fn create(path: &Path, dimension: usize, settings: &EdgeSettings) -> Result<Self, Fault> {
@@ -63,7 +78,7 @@ impl Shard {
 
     /// A shard as its last flush left it: what came after is not in it, though it is in its log.
     pub(super) fn load(path: &Path, settings: &EdgeSettings) -> Result<Self, Fault> {
-        let edge = guarded(|| EdgeShard::load(path, None))?;
+        let edge = load_patiently(path)?;
         let dimension = edge.config().vectors.get(DENSE).map(|params| params.size);
         let mut shard = Self { edge: Some(edge), path: path.to_owned(), dimension: 0 };
         shard.dimension = dimension.ok_or_else(|| Fault::Damaged("the shard has no dense vector".into()))?;
