@@ -1,10 +1,13 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench fmt lint
+.PHONY: help setup run test soak fuzz bench fmt lint
 
 PYTHON ?= python3
 CARGO ?= cargo
+CASES ?= 5000
+TARGET ?= tokens
+SECONDS ?= 600
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +23,12 @@ test: setup ## Set up and run the whole suite
 	@$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
+
+soak: setup ## Search long for faults: CASES inputs for each property and fuzz target
+	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features laboratory --test suite -- fuzzing:: any_body:: damaged_files::
+
+fuzz: ## Fuzz TARGET by coverage for SECONDS; wants cargo-fuzz (cargo install cargo-fuzz)
+	$(CARGO) fuzz run --sanitizer none $(TARGET) tests/corpus/$(TARGET) -- -max_total_time=$(SECONDS)
 
 bench: setup ## Measure ingestion and query against their raw parts
 	$(CARGO) run --release --bin bulkhead -- bench

@@ -167,7 +167,7 @@ fn listed(references: &[ReferenceBody]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::query::tests::settings;
+    use crate::http::query::usual::settings;
 
     fn said(role: &str, content: &str) -> Message {
         Message { role: role.to_owned(), content: content.to_owned() }

@@ -12,6 +12,8 @@ mod documents;
 mod edge;
 pub mod extract;
 mod form;
+#[cfg(feature = "laboratory")]
+pub mod fuzz;
 mod graph;
 mod health;
 pub mod identity;

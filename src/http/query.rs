@@ -3,8 +3,8 @@
 mod asking;
 mod request;
 mod stream;
-#[cfg(test)]
-pub(super) mod tests;
+#[cfg(any(test, feature = "laboratory"))]
+pub(super) mod usual;
 mod wire;
 
 use actix_web::HttpResponse;
@@ -24,7 +24,8 @@ use super::problem::Problem;
 use super::state::App;
 use crate::domain::query::Mode;
 use crate::tenancy::{Permit, Read};
-use request::{QueryRequest, Shown};
+pub(super) use request::QueryRequest;
+use request::Shown;
 use wire::{MetadataBody, QueryData, QueryReply};
 
 /// Answers a question from the caller's own documents.

@@ -9,6 +9,8 @@
 pub mod api_key;
 pub mod authenticator;
 pub mod directory;
+#[cfg(feature = "laboratory")]
+pub mod fuzz;
 pub mod hints;
 pub mod jwks;
 mod jwt;

@@ -133,20 +133,24 @@ impl TokenSigner {
     /// How this issuer's tokens are believed: as any other's, with its own key.
     pub(super) fn profile(&self) -> (IssuerProfile, Arc<KeyRing>) {
         let key = VerifyingKey::ed25519(self.key.verifying_key().as_bytes());
-        let profile = IssuerProfile {
-            issuer: self.issuer.clone(),
-            algorithm: TokenAlgorithm::EdDSA,
-            // Never opened: the key ring beside it is at hand.
-            keys: KeySource::JwksUrl(String::new()),
-            audience: AudienceRule::OneOf(vec![self.issuer.clone()]),
-            tenants: AssertableTenants::Every(AnyTenant::Any),
-            tenant_claim: "tenant_id".to_owned(),
-            tenant_claim_is: TenantClaimForm::Id,
-            roles_claim: "roles".to_owned(),
-            role_names: std::collections::BTreeMap::new(),
-            leeway: Duration::from_secs(5),
-        };
-        (profile, KeyRing::fixed(key, Arc::clone(&self.clock)))
+        (own_profile(self.issuer.clone()), KeyRing::fixed(key, Arc::clone(&self.clock)))
+    }
+}
+
+/// How tokens of the server's own making are believed.
+pub(super) fn own_profile(issuer: String) -> IssuerProfile {
+    IssuerProfile {
+        algorithm: TokenAlgorithm::EdDSA,
+        // Never opened: the key ring beside it is at hand.
+        keys: KeySource::JwksUrl(String::new()),
+        audience: AudienceRule::OneOf(vec![issuer.clone()]),
+        tenants: AssertableTenants::Every(AnyTenant::Any),
+        tenant_claim: "tenant_id".to_owned(),
+        tenant_claim_is: TenantClaimForm::Id,
+        roles_claim: "roles".to_owned(),
+        role_names: std::collections::BTreeMap::new(),
+        leeway: Duration::from_secs(5),
+        issuer,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The integration tests, in one binary so that the crate is linked once.
 
+mod any_body;
 mod architecture;
 mod audit;
 mod authz_matrix;
@@ -13,9 +14,12 @@ mod compile_fail;
 mod conformance_vectors;
 mod consistency;
 mod crashes;
+mod damaged_files;
 mod database;
 mod database_roles;
 mod deployment;
+#[cfg(feature = "laboratory")]
+mod fuzzing;
 mod graph;
 mod http_admin;
 mod http_documents;

@@ -30,6 +30,13 @@ pub(super) use pipeline::{
     pipeline_status, reprocess_failed, scan,
 };
 pub(super) use upload::{__path_upload, upload};
+#[cfg(feature = "laboratory")]
+pub(super) use {
+    by_id::PutRequest,
+    insert::{TextRequest, TextsRequest},
+    listing::PageRequest,
+    pipeline::DeleteRequest,
+};
 
 use super::extract::Namespace;
 use super::problem::Problem;

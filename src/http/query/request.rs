@@ -251,7 +251,7 @@ impl Check for QueryRequest {
 mod tests {
     use super::*;
     use crate::http::json::parse;
-    use crate::http::query::tests::settings;
+    use crate::http::query::usual::settings;
 
     fn asked(body: &Value) -> Asked {
         let request: QueryRequest = parse(body.to_string().as_bytes()).expect("a good body");

@@ -235,7 +235,7 @@ impl World {
             engine: Engine::new(
                 embedder.clone(),
                 Arc::new(Lexicon::new(LexicalSettings::default())),
-                crate::http::query::tests::settings(),
+                crate::http::query::usual::settings(),
                 Arc::clone(&clock),
                 Arc::new(|_| ()),
             ),

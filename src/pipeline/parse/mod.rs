@@ -16,6 +16,8 @@ mod error;
 mod file_type;
 mod formats;
 #[cfg(feature = "laboratory")]
+pub mod fuzz;
+#[cfg(feature = "laboratory")]
 mod laboratory;
 mod limits;
 mod outline;

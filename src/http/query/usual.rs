@@ -1,4 +1,4 @@
-//! What several tests of this floor need.
+//! Settings as tests and fuzzers want them.
 
 use crate::retrieval::RetrievalSettings;
 

@@ -1,0 +1,6 @@
+#![no_main]
+
+use bulkhead::tenancy::fuzz;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| fuzz::hints(data));
