@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench fmt lint
+.PHONY: help setup run test soak fuzz bench fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -40,3 +40,8 @@ lint: ## Formatting, clippy and rustdoc, with warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets --features laboratory -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --no-deps --features laboratory
+
+deny: ## Licences, sources and known vulnerabilities of the dependencies
+	@$(PYTHON) scripts/licences.py
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else \
+		echo "cargo-deny is not installed, so vulnerabilities were not looked for: cargo install cargo-deny --locked"; fi
