@@ -16,12 +16,13 @@ use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, Slug, TenantId};
 use crate::store::postgres::control::{KeyView, NewKey, TenantView};
-use crate::store::{Audit, StoreError, Stores};
+use crate::store::postgres::models::ReembedView;
+use crate::store::{Audit, ErrorKind, StoreError, Stores};
 use crate::tenancy::{ApiKey, KeyKind, KeyPepper, MintError, OperatorScope, TokenSigner};
 
 pub use forms::{
-    CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason, TenantPage,
+    CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewModel, NewOperator, NewTenant,
+    NewTenantKey, NewToken, Reason, TenantPage,
 };
 
 /// The most tenants in one page.
@@ -36,6 +37,9 @@ pub enum AdminError {
     /// Another tenant has this slug.
     #[error("the slug is taken")]
     SlugTaken,
+    /// A change to another model is under way.
+    #[error("another change of this tenant's model is under way")]
+    ModelChanging,
     /// There is no such tenant or key, or it was deleted.
     #[error("there is no such tenant or key")]
     NotFound,
@@ -283,6 +287,46 @@ impl Administration {
         self.record(by, None, "operator.create", &new.reason, [key.id().to_owned()]).await?;
         let operator_key = key.expose().expose_secret().to_owned();
         Ok(CreatedOperator { key_id: key.id().to_owned(), operator_key })
+    }
+
+    /// Has a tenant's namespaces embedded by another model, in the background. Asked again, it tells of the change
+    /// that is under way.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn reembed(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+        new: &NewModel,
+    ) -> Result<ReembedView, AdminError> {
+        new.require()?;
+        let Some(model) = self.stores.model_named(&new.model) else {
+            let names = self.stores.model_names().join(", ");
+            let rule = format!("one of {names}; embedding.further names further ones");
+            return Err(AdminError::Invalid(vec![Fault { field: "model", rule }]));
+        };
+        let begun = self.stores.reembed_create(by, tenant, new.namespace.as_deref(), model).await;
+        let view = match begun {
+            Err(error) if error.kind == ErrorKind::Conflict => return Err(AdminError::ModelChanging),
+            begun => begun?.ok_or(AdminError::NotFound)?,
+        };
+        let ids = [view.job_id.to_string(), new.model.clone()];
+        self.record(by, Some(tenant.0), "model.change", &new.reason, ids).await?;
+        Ok(view)
+    }
+
+    /// How far a change of model has come.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn reembed_get(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+        job: Uuid,
+    ) -> Result<ReembedView, AdminError> {
+        self.stores.reembed_get(by, tenant, job).await?.ok_or(AdminError::NotFound)
     }
 
     async fn require_tenant(&self, by: &OperatorScope, tenant: TenantId) -> Result<(), AdminError> {

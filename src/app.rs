@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod settings;
+mod work;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,23 +12,18 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::{DatabaseSettings, Settings};
+use work::Background;
+pub use work::while_working;
 
 use crate::admin::Administration;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
-use crate::domain::lexical::Lexicon;
-use crate::inference::{Embedder, LanguageModel};
-use crate::jobs::projector::Projector;
-use crate::jobs::worker::Workers;
-use crate::pipeline::chunk::{ChunkSettings, Chunker};
-use crate::pipeline::extract::{ExtractSettings, Extractor};
-use crate::pipeline::parse::Parser;
-use crate::pipeline::process::Pipeline;
+use crate::inference::{LanguageModel, Models};
+use crate::jobs::partitions;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
@@ -79,13 +75,20 @@ impl Foundation {
         migrate::require_isolation(&addresses.owner)
             .await
             .context("the database does not keep tenants apart")?;
+        let embedding = settings.embedding.clone();
+        let mut models = tokio::task::spawn_blocking(move || embedding.identify_further()).await??;
+        let further: Vec<ModelId> = models.iter().map(|(_, id)| id.clone()).collect();
+        migrate::add_models(&addresses.owner, &further).await.context("a model has no partition")?;
+        models.insert(0, (settings.embedding.model.clone(), model.clone()));
         let postgres = Postgres::new(
             &addresses,
             &settings.database.pools,
             model.clone(),
             Arc::clone(&clock),
             Arc::clone(&ids),
-        );
+        )
+        .with_vectors(settings.database.vectors.clone())
+        .with_models(models);
         let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
         let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
@@ -224,54 +227,20 @@ impl Server {
         // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let embedding = settings.embedding.clone();
-        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
+        let models = tokio::task::spawn_blocking(move || Models::load(&embedding)).await??;
         let language_model = LanguageModel::new(&settings.language_model)?;
-        let foundation = Foundation::open(&settings, &embedder.info().id).await?;
+        let foundation = Foundation::open(&settings, &models.active().info().id).await?;
         let Foundation { clock, ids, stores, audit, .. } = &foundation;
-        let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
+        work::tell_of_strangers(&foundation, &settings.embedding.model).await?;
         let stop = CancellationToken::new();
-        let wake = Arc::new(Notify::new());
-
-        let projector = Projector::new(
-            stores.clone(),
-            Arc::clone(&directory),
-            settings.projection.clone(),
-            &settings.node,
-            Arc::clone(clock),
-        );
-        let lexicon = Arc::new(Lexicon::new(settings.lexical));
-        let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
-        let pipeline = Pipeline {
-            parser: Parser::new(program, settings.parse, settings.ingestion.workers),
-            chunker: Chunker::new(
-                &embedder.tokenizer(),
-                ChunkSettings {
-                    max_tokens: settings.embedding.max_tokens,
-                    overlap_tokens: settings.ingestion.overlap_tokens,
-                    title_tokens: settings.ingestion.title_tokens,
-                },
-            )?,
-            extractor: Extractor::new(ExtractSettings::default()),
-            lexicon: Arc::clone(&lexicon),
-            embedder: embedder.clone(),
-            ids: Arc::clone(ids),
-            max_chunks: settings.ingestion.max_chunks,
-        };
-        let workers = Workers::new(
-            stores.clone(),
-            Arc::clone(&directory),
-            pipeline,
-            projector.clone(),
-            settings.ingestion.clone(),
-            Arc::clone(clock),
-            Arc::clone(&wake),
-        );
+        let Background { workers, projector, lexicon, wake } =
+            Background::new(&settings, &foundation, &models)?;
         let kick = {
             let projector = projector.clone();
             Arc::new(move |corpus: &Corpus| projector.kick(corpus)) as OnBehind
         };
         let engine = Engine::new(
-            embedder.clone(),
+            models.clone(),
             lexicon,
             settings.retrieval.clone(),
             Arc::clone(clock),
@@ -285,7 +254,7 @@ impl Server {
             session_ttl: settings.auth.session_ttl.as_secs(),
             audit: audit.clone(),
             engine,
-            embedder,
+            embedder: models.active().clone(),
             language_model,
             clock: Arc::clone(clock),
             ids: Arc::clone(ids),
@@ -299,8 +268,12 @@ impl Server {
         };
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
-        let background =
-            vec![tokio::spawn(workers.run(stop.clone())), tokio::spawn(projector.run(stop.clone()))];
+        let partitions = partitions::keep(stores.clone(), work::partition_sweep(&settings), stop.clone());
+        let background = vec![
+            tokio::spawn(workers.run(stop.clone())),
+            tokio::spawn(projector.run(stop.clone())),
+            tokio::spawn(partitions),
+        ];
         tracing::info!(%address, "Bulkhead answers");
         Ok(Self { address, stop, http, background, foundation })
     }

@@ -83,6 +83,19 @@ pub struct NewOperator {
     pub reason: String,
 }
 
+/// A change of the embedding model.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewModel {
+    /// The model, one of those that the server is configured with.
+    pub model: String,
+    /// The one namespace; absent: all of the tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Why, for the audit log.
+    pub reason: String,
+}
+
 /// A page of tenants, by identity.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct TenantPage {
@@ -195,6 +208,14 @@ impl Faults for NewToken {
     fn faults(&self) -> Vec<Fault> {
         let stated = self.reason.as_deref().into_iter().flat_map(reason);
         words("subject", &self.subject).chain(roles(&self.roles)).chain(stated).collect()
+    }
+}
+
+impl Faults for NewModel {
+    fn faults(&self) -> Vec<Fault> {
+        let name = self.namespace.as_deref().map(NamespaceName::parse);
+        let name = name.and_then(Result::err).map(|error| fault("namespace", error.0));
+        words("model", &self.model).chain(reason(&self.reason)).chain(name).collect()
     }
 }
 

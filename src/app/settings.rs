@@ -14,6 +14,7 @@ use crate::pipeline::parse::ParseLimits;
 use crate::retrieval::RetrievalSettings;
 use crate::store::audit::AuditSettings;
 use crate::store::postgres::PoolSettings;
+use crate::store::postgres::partitions::VectorSettings;
 use crate::store::postgres::server::ServerSettings;
 use crate::store::qdrant_edge::EdgeSettings;
 use crate::telemetry::TelemetrySettings;
@@ -73,6 +74,8 @@ pub struct DatabaseSettings {
     pub install: PathBuf,
     /// `[database.pools]`
     pub pools: PoolSettings,
+    /// `[database.vectors]`
+    pub vectors: VectorSettings,
     /// `[database.server]`, of the private one.
     pub server: ServerSettings,
 }
@@ -94,6 +97,7 @@ impl DatabaseSettings {
 impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
+        faults.extend(self.database.vectors.faults());
         faults.extend(self.http.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {

@@ -4,9 +4,10 @@
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::admin::{
-    AdminError, Administration, MAX_TENANTS, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+    AdminError, Administration, MAX_TENANTS, NewModel, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 use crate::tenancy::OperatorScope;
@@ -24,6 +25,8 @@ pub(super) enum Action {
     KeyRevoke(TenantId, String, Reason),
     TokenCreate(TenantId, NewToken),
     OperatorCreate(NewOperator),
+    Reembed(TenantId, NewModel),
+    ReembedGet(TenantId, Uuid),
 }
 
 impl Action {
@@ -56,6 +59,10 @@ impl Action {
                 (Method::POST, format!("{tenants}/{tenant}/tokens"), Some(json!(new)))
             }
             Self::OperatorCreate(new) => (Method::POST, "/admin/operators".to_owned(), Some(json!(new))),
+            Self::Reembed(tenant, new) => {
+                (Method::POST, format!("{tenants}/{tenant}/reembed"), Some(json!(new)))
+            }
+            Self::ReembedGet(tenant, job) => (Method::GET, format!("{tenants}/{tenant}/reembed/{job}"), None),
         }
     }
 
@@ -79,6 +86,8 @@ impl Action {
             }
             Self::TokenCreate(tenant, new) => value(&admin.token_create(by, *tenant, new).await?),
             Self::OperatorCreate(new) => value(&admin.operator_create(by, new).await?),
+            Self::Reembed(tenant, new) => value(&admin.reembed(by, *tenant, new).await?),
+            Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
         })
     }
 }

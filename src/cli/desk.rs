@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::Global;
 use super::action::Action;
 use crate::admin::Administration;
-use crate::app::{Foundation, Settings};
+use crate::app::{Foundation, Settings, while_working};
 use crate::domain::ids::TenantId;
 use crate::inference::Embedder;
 use crate::store::postgres::server::LockError;
@@ -41,8 +41,7 @@ pub(super) struct Own {
 
 impl Desk {
     /// Finds the running server by its socket, or opens the stores.
-    pub(super) async fn open(global: &Global) -> anyhow::Result<Self> {
-        let settings = global.settings()?;
+    pub(super) async fn open(global: &Global, settings: &Settings) -> anyhow::Result<Self> {
         let socket = settings.data_dir.join("admin.sock");
         let file = global.operator_key.clone();
         let file = file.unwrap_or_else(|| settings.data_dir.join("secrets/operator.key"));
@@ -52,7 +51,7 @@ impl Desk {
                 Err(error).with_context(|| format!("{} is the server's own user's alone", socket.display()))
             }
             // No socket, or one that a server left behind.
-            Err(_) => Self::alone(&settings, &socket, &file).await,
+            Err(_) => Self::alone(settings, &socket, &file).await,
         }
     }
 
@@ -120,6 +119,23 @@ impl Desk {
         }
     }
 
+    /// Waits for `work`, which the running server has a part in; without one, this process does that part.
+    pub(super) async fn while_working<T>(
+        &self,
+        settings: &Settings,
+        work: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        match self {
+            Self::Own(own) => while_working(&own.foundation, settings, work).await,
+            Self::Server { .. } => work.await,
+        }
+    }
+
+    /// Whether a server runs and is asked.
+    pub(super) fn is_server(&self) -> bool {
+        matches!(self, Self::Server { .. })
+    }
+
     /// The tenant of this identity or slug.
     pub(super) async fn tenant(&self, named: &str) -> anyhow::Result<TenantId> {
         if let Ok(id) = Uuid::parse_str(named) {
@@ -161,7 +177,16 @@ pub(super) async fn at_desk<T>(
     global: &Global,
     work: impl AsyncFnOnce(&Desk) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let desk = Desk::open(global).await?;
+    at_desk_with(global, &global.settings()?, work).await
+}
+
+/// The same with these settings.
+pub(super) async fn at_desk_with<T>(
+    global: &Global,
+    settings: &Settings,
+    work: impl AsyncFnOnce(&Desk) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let desk = Desk::open(global, settings).await?;
     let done = work(&desk).await;
     let closed = desk.close().await;
     let done = done?;

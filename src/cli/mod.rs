@@ -12,6 +12,7 @@ mod desk;
 mod key;
 mod operator;
 mod output;
+mod reembed;
 mod tenant;
 mod token;
 
@@ -62,6 +63,8 @@ enum Command {
     /// Make operators' credentials.
     #[command(subcommand)]
     Operator(operator::Command),
+    /// Embed a tenant's namespaces by another model.
+    Reembed(reembed::Command),
     /// Measure a server of its own against its raw parts; figures go to `target/bench.json`.
     Bench,
     /// Print every setting with its default and meaning, or check those in use.
@@ -104,6 +107,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Key(command) => block_on(command.run(&global))?,
         Command::Token(command) => block_on(command.run(&global))?,
         Command::Operator(command) => block_on(command.run(&global))?,
+        Command::Reembed(command) => block_on(command.run(&global))?,
     };
     output::print(&answer.render(global.json)?)
 }
@@ -140,6 +144,8 @@ mod tests {
             "bulkhead key create --tenant t --role reader --role writer --name a --reason r --expires-in 30d",
             "bulkhead tenant list --json --config file.toml",
             "bulkhead token --tenant t --role reader",
+            "bulkhead reembed --tenant t --namespace n --model hashing --json",
+            "bulkhead reembed --tenant t --all --model hashing --reason r",
             "bulkhead config --check",
             "bulkhead serve",
         ] {
@@ -153,6 +159,8 @@ mod tests {
             "bulkhead",
             "bulkhead tenant create --name N",
             "bulkhead tenant delete --tenant t --reason r",
+            "bulkhead reembed --tenant t --model hashing",
+            "bulkhead reembed --tenant t --all --namespace n --model hashing",
             "bulkhead key create --tenant t --name a --reason r",
             "bulkhead key create --tenant t --role king --name a --reason r",
             "bulkhead key create --tenant t --role reader --name a --reason r --expires-in soon",

@@ -82,6 +82,8 @@ pub(super) struct ProblemBody {
         super::admin::key_revoke,
         super::admin::token_create,
         super::admin::operator_create,
+        super::admin::reembed_create,
+        super::admin::reembed_get,
         super::query::create,
         super::query::data,
         super::query::streamed,

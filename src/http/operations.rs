@@ -104,6 +104,8 @@ pub const OPERATIONS: &[Operation] = &[
     operator("get", "/admin/tenants/{id}/keys"),
     operator("delete", "/admin/tenants/{id}/keys/{key_id}"),
     operator("post", "/admin/tenants/{id}/tokens"),
+    operator("post", "/admin/tenants/{id}/reembed"),
+    operator("get", "/admin/tenants/{id}/reembed/{job_id}"),
     operator("post", "/admin/operators"),
     reader("post", "/query"),
     reader("post", "/query/data"),

@@ -340,6 +340,7 @@ impl From<RetrievalError> for Problem {
     fn from(error: RetrievalError) -> Self {
         match error {
             RetrievalError::ForeignRow { .. } => Self::new(Kind::IsolationAlarm).because(error),
+            RetrievalError::NoModel(_) => Self::new(Kind::Unavailable).because(error),
             RetrievalError::Store(error) => error.into(),
             RetrievalError::Embed(error) => error.into(),
         }

@@ -19,8 +19,12 @@ use crate::domain::ids::{ModelId, TenantId};
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmbeddingSettings {
-    /// `all-MiniLM-L6-v2` from `model_dir`, `hashing`, or a name that fastembed knows and fetches.
+    /// `all-MiniLM-L6-v2` from `model_dir`, `hashing` (`hashing-64`: of 64 dimensions), or a name that fastembed
+    /// knows and fetches.
     pub model: String,
+    /// Further models, for namespaces that were made with them or are to be embedded by them.
+    #[serde(default)]
+    pub further: Vec<String>,
     /// Folder of the models that were set up.
     pub model_dir: PathBuf,
     /// Folder for models that fastembed fetches.
@@ -190,15 +194,16 @@ impl Embedder {
 enum Source {
     Folder(ModelFiles),
     Named(String),
-    Hashing(ModelFiles),
+    Hashing(ModelFiles, usize),
 }
 
 impl Source {
     fn open(settings: &EmbeddingSettings) -> Result<Self, EmbedderError> {
         let folder = settings.model_dir.join(&settings.model);
-        if settings.model == "hashing" {
+        if let Some(dimension) = hashing::dimension(&settings.model) {
             // The chunker still wants a tokenizer.
-            return Ok(Self::Hashing(ModelFiles::read(&settings.model_dir.join("all-MiniLM-L6-v2"))?));
+            let files = ModelFiles::read(&settings.model_dir.join("all-MiniLM-L6-v2"))?;
+            return Ok(Self::Hashing(files, dimension));
         }
         load_runtime(&settings.onnxruntime)?;
         if folder.join("model.onnx").exists() || settings.model == "all-MiniLM-L6-v2" {
@@ -211,7 +216,7 @@ impl Source {
     fn identity(&self, settings: &EmbeddingSettings) -> String {
         match self {
             Self::Folder(files) => files.identity(settings.max_tokens),
-            Self::Hashing(_) => hashing::identity(),
+            Self::Hashing(_, dimension) => hashing::identity(*dimension),
             Self::Named(name) => {
                 use sha2::Digest;
                 let text = format!("{name} {}", settings.max_tokens);
@@ -224,13 +229,13 @@ impl Source {
         Ok(match self {
             Self::Folder(files) => Model::Onnx(Box::new(files.session(settings, threads)?)),
             Self::Named(name) => Model::Onnx(Box::new(named(name, settings, threads)?)),
-            Self::Hashing(_) => Model::Hashing,
+            Self::Hashing(_, dimension) => Model::Hashing(*dimension),
         })
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, EmbedderError> {
         match self {
-            Self::Folder(files) | Self::Hashing(files) => Tokenizer::from_bytes(files.tokenizer())
+            Self::Folder(files) | Self::Hashing(files, _) => Tokenizer::from_bytes(files.tokenizer())
                 .map_err(|error| EmbedderError::Model(error.to_string())),
             Self::Named(name) => Err(EmbedderError::Unknown(name.clone())),
         }
@@ -257,7 +262,7 @@ fn load_runtime(library: &Path) -> Result<(), EmbedderError> {
 
 enum Model {
     Onnx(Box<TextEmbedding>),
-    Hashing,
+    Hashing(usize),
 }
 
 impl Model {
@@ -266,7 +271,9 @@ impl Model {
             Self::Onnx(model) => model
                 .embed(texts, Some(texts.len().max(1)))
                 .map_err(|error| EmbedderError::Model(error.to_string())),
-            Self::Hashing => Ok(texts.iter().map(|text| hashing::embed(text)).collect()),
+            Self::Hashing(dimension) => {
+                Ok(texts.iter().map(|text| hashing::embed(text, *dimension)).collect())
+            }
         }
     }
 }
@@ -293,7 +300,7 @@ impl RawModel {
             Model::Onnx(model) => {
                 model.embed(texts, Some(batch)).map_err(|error| EmbedderError::Model(error.to_string()))
             }
-            hashing @ Model::Hashing => hashing.embed(texts),
+            hashing @ Model::Hashing(_) => hashing.embed(texts),
         }
     }
 }

@@ -2,5 +2,6 @@
 //!
 //! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
+pub mod partitions;
 pub mod projector;
 pub mod worker;

@@ -3,6 +3,8 @@
 //! **Invariant:** work on a job stops when its lease is lost; what it computed is then thrown away.
 //! **Invariant:** a tenant is looked up again before its work begins.
 
+mod reembed;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +18,8 @@ use super::projector::Projector;
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
-use crate::pipeline::process::{Draft, Drafts, Pipeline, ProcessError};
-use crate::store::postgres::ingest::ProcessedDocument;
+use crate::pipeline::process::{Draft, Drafts, Pipeline, Pipelines, ProcessError};
+use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
 use crate::store::{CorpusWriter, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
@@ -44,6 +46,8 @@ pub struct IngestionSettings {
     pub overlap_tokens: usize,
     /// Tokens of a title that the model sees.
     pub title_tokens: usize,
+    /// Seconds from a change of model until the old model's rows go: no question that began before it still runs.
+    pub reembed_grace_seconds: u64,
 }
 
 /// The workers of a server.
@@ -51,7 +55,7 @@ pub struct IngestionSettings {
 pub struct Workers {
     stores: Stores,
     directory: Arc<dyn Directory>,
-    pipeline: Pipeline,
+    pipelines: Pipelines,
     projector: Projector,
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
@@ -60,6 +64,8 @@ pub struct Workers {
 
 /// How long the dispatcher sleeps when nobody wakes it.
 const POLL: Duration = Duration::from_millis(500);
+/// How long documents wait for a model that the server does not have, before it is looked again.
+const WITHOUT_MODEL: Duration = Duration::from_secs(30);
 
 impl Workers {
     /// Workers over these parts, woken by `wake` when a job was accepted.
@@ -67,13 +73,13 @@ impl Workers {
     pub fn new(
         stores: Stores,
         directory: Arc<dyn Directory>,
-        pipeline: Pipeline,
+        pipelines: Pipelines,
         projector: Projector,
         settings: IngestionSettings,
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { stores, directory, pipeline, projector, settings: Arc::new(settings), clock, wake }
+        Self { stores, directory, pipelines, projector, settings: Arc::new(settings), clock, wake }
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -148,6 +154,7 @@ impl Workers {
         let done = match first.kind {
             JobKind::Ingest => self.ingest(jobs).await,
             JobKind::PurgeTenant => self.purge(first).await,
+            JobKind::Reembed => self.reembed(first).await,
         };
         if let Err(error) = done {
             let tenant = first.tenant;
@@ -178,11 +185,18 @@ impl Workers {
             tenancy::reauthorise(self.directory.as_ref(), first.tenant, "ingestion").await.map_err(away)?;
         let Some(permit) = permit else {
             // Suspended: its work waits. Deleted: the purge takes its jobs.
-            self.stores.job_release(jobs, Duration::from_secs(5)).await?;
+            self.stores.job_postpone(jobs, Duration::from_secs(5)).await?;
             return Ok(());
         };
         let writer = self.stores.background(&permit);
         let Some(corpus) = writer.corpus_writer(first.namespace).await? else { return Ok(()) };
+        let model = corpus.partition().model();
+        let Some(pipeline) = self.pipelines.get(model) else {
+            tracing::warn!(tenant = %first.tenant, model = model.as_str(),
+                "documents wait for a model that this server does not have");
+            self.stores.job_postpone(jobs, WITHOUT_MODEL).await?;
+            return Ok(());
+        };
         let (spent, fresh): (Vec<&LeasedJob>, Vec<&LeasedJob>) =
             jobs.iter().partition(|job| job.attempts > self.settings.max_attempts);
         for job in spent {
@@ -197,7 +211,7 @@ impl Workers {
 
         let mut documents = Vec::with_capacity(tasks.len());
         for task in tasks {
-            match held.keep(Status::Parsing, self.drafts(&corpus, &task)).await {
+            match held.keep(Status::Parsing, drafts(pipeline, &corpus, &task)).await {
                 Ok(drafts) => documents.push((task, drafts)),
                 Err(error) => self.task_failed(&corpus, &fresh, &task, error).await?,
             }
@@ -209,7 +223,8 @@ impl Workers {
             .map(|(task, _)| task.document_id.clone())
             .collect();
         let known = corpus.embedding_list(&replaced).await?;
-        self.embed(&held, &mut documents, &known).await?;
+        self.embed(&held, pipeline, &mut documents, &known).await?;
+        let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
         crash_point("embedded");
 
         let documents: Vec<ProcessedDocument> = documents
@@ -226,22 +241,37 @@ impl Workers {
         if documents.is_empty() {
             return Ok(());
         }
-        corpus.documents_commit(&documents).await?;
+        corpus.documents_commit_with(&documents, second.as_ref()).await?;
         crash_point("committed");
         self.projector.kick(&corpus);
 
         Ok(())
     }
 
-    async fn drafts(&self, corpus: &CorpusWriter, task: &IngestTask) -> Result<Drafts, ProcessError> {
-        let parsed = self.pipeline.read(corpus, task).await?;
-        self.pipeline.analyse(corpus.partition().namespace(), task.title.clone(), parsed).await
+    /// The vectors of the model that is being filled, so that a namespace that is written to switches all the same.
+    async fn second_vectors(
+        &self,
+        corpus: &CorpusWriter,
+        documents: &[(IngestTask, Drafts)],
+    ) -> Result<Option<SecondVectors>, ProcessError> {
+        let building = corpus.building().and_then(|model| Some((model, self.pipelines.get(model)?)));
+        let Some((model, pipeline)) = building else { return Ok(None) };
+        let chunks = documents.iter().flat_map(|(_, drafts)| {
+            drafts.chunks.iter().map(|draft| {
+                let chunk = &draft.chunk;
+                (chunk.chunk, (drafts.title.as_deref(), chunk.heading.as_deref(), chunk.text.as_str()))
+            })
+        });
+        let (ids, texts): (Vec<_>, Vec<_>) = chunks.unzip();
+        let vectors = pipeline.embed_again(corpus.partition().tenant(), &texts).await?;
+        Ok(Some(SecondVectors { model: model.clone(), vectors: std::iter::zip(ids, vectors).collect() }))
     }
 
     /// Embeds the chunks of a batch, those of like length together, and reports now and then.
     async fn embed(
         &self,
         held: &Held<'_>,
+        pipeline: &Pipeline,
         documents: &mut [(IngestTask, Drafts)],
         known: &HashMap<[u8; 16], Vec<f32>>,
     ) -> Result<(), ProcessError> {
@@ -254,7 +284,7 @@ impl Workers {
         let mut done = 0;
         for slice in drafts.chunks_mut(self.settings.progress_chunks.max(1)) {
             let size = i64::try_from(slice.len()).unwrap_or(i64::MAX);
-            self.pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
+            pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
             done += size;
             let now = self.clock.instant();
             if now.duration_since(reported) >= Duration::from_millis(500) {
@@ -288,6 +318,15 @@ impl Workers {
         }
         Ok(())
     }
+}
+
+async fn drafts(
+    pipeline: &Pipeline,
+    corpus: &CorpusWriter,
+    task: &IngestTask,
+) -> Result<Drafts, ProcessError> {
+    let parsed = pipeline.read(corpus, task).await?;
+    pipeline.analyse(corpus.partition().namespace(), task.title.clone(), parsed).await
 }
 
 /// The leases of a batch while it is worked on.

@@ -11,7 +11,7 @@ use super::chunk::{ChunkError, Chunker, embedding_text};
 use super::extract::Extractor;
 use super::parse::{FileType, ParseError, Parser, parse_text};
 use crate::domain::document::Parsed;
-use crate::domain::ids::{ChunkId, IdSource, NamespaceId, TenantId};
+use crate::domain::ids::{ChunkId, IdSource, ModelId, NamespaceId, TenantId};
 use crate::domain::lexical::Lexicon;
 use crate::domain::names::NameHasher;
 use crate::inference::{Embedder, EmbedderError};
@@ -79,6 +79,24 @@ pub struct Drafts {
     pub title: Option<String>,
     /// Its chunks.
     pub chunks: Vec<Draft>,
+}
+
+/// A pipeline for each embedding model of the server.
+#[derive(Clone)]
+pub struct Pipelines(Arc<[Pipeline]>);
+
+impl Pipelines {
+    /// These pipelines, each with a model of its own.
+    #[must_use]
+    pub fn new(pipelines: Vec<Pipeline>) -> Self {
+        Self(pipelines.into())
+    }
+
+    /// The pipeline of a model, if the server has it.
+    #[must_use]
+    pub fn get(&self, model: &ModelId) -> Option<&Pipeline> {
+        self.0.iter().find(|pipeline| pipeline.embedder.info().id == *model)
+    }
 }
 
 /// The steps of ingestion with the models that they need.
@@ -149,8 +167,7 @@ impl Pipeline {
         let hasher = NameHasher::new(namespace.0.as_bytes());
         let mut drafts = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let lead = self.chunker.lead(title.as_deref(), piece.heading.as_deref())?;
-            let model_text = embedding_text(&lead, &piece.text);
+            let model_text = self.model_text(title.as_deref(), piece.heading.as_deref(), &piece.text)?;
             let (indices, values) = self.lexicon.document_terms(&model_text).into_iter().unzip();
             let mut mentions = Mentions::default();
             for mention in self.extractor.extract(title.as_deref(), piece.ordinal, &piece.text) {
@@ -175,6 +192,30 @@ impl Pipeline {
             drafts.push(Draft { model_text, chunk });
         }
         Ok(Drafts { title, chunks: drafts })
+    }
+
+    /// What the model is shown of a chunk.
+    fn model_text(
+        &self,
+        title: Option<&str>,
+        heading: Option<&str>,
+        text: &str,
+    ) -> Result<String, ChunkError> {
+        Ok(embedding_text(&self.chunker.lead(title, heading)?, text))
+    }
+
+    /// The vectors of chunks that were cut before, perhaps for another model. `[chunks][dimension]`
+    ///
+    /// # Errors
+    /// `Chunk` or `Embed`.
+    pub async fn embed_again(
+        &self,
+        tenant: TenantId,
+        chunks: &[(Option<&str>, Option<&str>, &str)],
+    ) -> Result<Vec<Vec<f32>>, ProcessError> {
+        let texts = chunks.iter().map(|(title, heading, text)| self.model_text(*title, *heading, text));
+        let texts = texts.collect::<Result<_, _>>()?;
+        Ok(self.embedder.embed_documents(tenant, texts).await?)
     }
 
     /// Gives drafts their vectors: those known from before, the model's for the others.

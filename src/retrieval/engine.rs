@@ -9,10 +9,10 @@ use super::graph::WalkSettings;
 use super::graphs::Graphs;
 use super::post_filter::rows;
 use crate::domain::clock::Clock;
-use crate::domain::ids::{ChunkId, NamespaceName};
+use crate::domain::ids::{ChunkId, ModelId, NamespaceName};
 use crate::domain::lexical::Lexicon;
 use crate::domain::query::{Mode, TopK};
-use crate::inference::{Embedder, EmbedderError};
+use crate::inference::{EmbedderError, Models};
 use crate::store::postgres::chunks::ChunkRow;
 use crate::store::{Corpus, StoreError, TenantReader};
 
@@ -135,6 +135,9 @@ pub enum RetrievalError {
     /// The question could not be embedded.
     #[error(transparent)]
     Embed(#[from] EmbedderError),
+    /// The namespace's model is not on this server, and the question forbids to search by words alone.
+    #[error("model {} is not on this server: name it in embedding.further, or run `bulkhead reembed`", .0.as_str())]
+    NoModel(ModelId),
 }
 
 /// Called with a corpus whose index is behind or missing.
@@ -143,7 +146,7 @@ pub type OnBehind = Arc<dyn Fn(&Corpus) + Send + Sync>;
 /// Retrieval with its models, bounds and graphs.
 #[derive(Clone)]
 pub struct Engine {
-    pub(super) embedder: Embedder,
+    pub(super) models: Models,
     pub(super) lexicon: Arc<Lexicon>,
     pub(super) settings: Arc<RetrievalSettings>,
     pub(super) graphs: Graphs,
@@ -154,14 +157,14 @@ impl Engine {
     /// An engine over these models. `on_behind` is told of a corpus whose index does not have everything.
     #[must_use]
     pub fn new(
-        embedder: Embedder,
+        models: impl Into<Models>,
         lexicon: Arc<Lexicon>,
         settings: RetrievalSettings,
         clock: Arc<dyn Clock>,
         on_behind: OnBehind,
     ) -> Self {
         let graphs = Graphs::new(&settings, clock);
-        Self { embedder, lexicon, settings: Arc::new(settings), graphs, on_behind }
+        Self { models: models.into(), lexicon, settings: Arc::new(settings), graphs, on_behind }
     }
 
     /// The settings in force.
@@ -185,6 +188,9 @@ impl Engine {
         }
         let Some(mut ranking) = self.rank(reader, namespace, question).await? else { return Ok(None) };
         let mut metadata = Metadata { corpus_seq: ranking.corpus.seq().0, ..Metadata::default() };
+        if ranking.embedding.is_empty() {
+            metadata.degraded.push("model_unavailable");
+        }
         let wanted = question.chunk_top_k.get();
         let walked = match question.mode {
             Mode::Naive | Mode::Bypass => None,
@@ -229,7 +235,7 @@ impl Engine {
     ) -> Result<Vec<f32>, EmbedderError> {
         let mut texts = vec![question.to_owned()];
         texts.extend_from_slice(sentences);
-        let vectors = self.embedder.embed_question(reader.scope().tenant(), texts).await?;
+        let vectors = self.models.active().embed_question(reader.scope().tenant(), texts).await?;
         let (asked, rest) = vectors.split_first().ok_or(EmbedderError::Stopped)?;
         Ok(rest.iter().map(|vector| std::iter::zip(asked, vector).map(|(a, b)| a * b).sum()).collect())
     }

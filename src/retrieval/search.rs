@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use super::engine::{Engine, Question, RetrievalError};
 use super::fusion::fuse;
 use super::post_filter::{Trimmed, own_hits};
-use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceName};
 use crate::domain::lexical::idf;
 use crate::store::postgres::namespaces::TermFrequencies;
@@ -36,15 +35,29 @@ impl Engine {
     ) -> Result<Option<Ranking>, RetrievalError> {
         let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
         let tenant = reader.scope().tenant();
-        // The counts of the question's terms are read while the model is busy with it.
-        let (opened, embedding) = tokio::join!(
-            reader.corpus_get_with_terms(namespace, &terms),
-            self.embedder.embed_question(tenant, vec![question.text.clone()]),
-        );
+        let text = || vec![question.text.clone()];
+        // The counts of the question's terms are read while the model is busy with it, where there is no choice
+        // of models.
+        let (opened, early) = tokio::join!(reader.corpus_get_with_terms(namespace, &terms), async {
+            match self.models.only() {
+                Some(embedder) => Some(embedder.embed_question(tenant, text()).await),
+                None => None,
+            }
+        });
         let Some((corpus, frequencies)) = opened? else { return Ok(None) };
-        let embedding = embedding?.into_iter().next().unwrap_or_default();
+        let model = corpus.partition().model();
+        let embedding = match (self.models.get(model), early) {
+            (Some(_), Some(early)) => early?,
+            (Some(embedder), None) => embedder.embed_question(tenant, text()).await?,
+            (None, _) if question.lexical => {
+                tracing::debug!(%tenant, model = model.as_str(), "searched by words alone: the model is not here");
+                Vec::new()
+            }
+            (None, _) => return Err(RetrievalError::NoModel(model.clone())),
+        };
+        let embedding = embedding.into_iter().next().unwrap_or_default();
         let query = VectorQuery {
-            embedding: Some(embedding.clone()),
+            embedding: Some(embedding.clone()).filter(|embedding| !embedding.is_empty()),
             terms: question.lexical.then(|| weights(&corpus, &frequencies)),
             limit: self.settings.candidates,
         };
@@ -93,8 +106,8 @@ impl Engine {
             }
             _ => {
                 (self.on_behind)(corpus);
-                let exact = corpus.chunk_search_exact(query, EVERYTHING).await?;
-                Ok((exact, Some(FALLBACK), foreign))
+                let found = corpus.chunk_search(query).await?;
+                Ok((found, Some(FALLBACK), foreign))
             }
         }
     }
@@ -112,11 +125,11 @@ impl Engine {
             return Ok(());
         };
         let query = VectorQuery {
-            embedding: Some(ranking.embedding.clone()),
+            embedding: Some(ranking.embedding.clone()).filter(|embedding| !embedding.is_empty()),
             terms: question.lexical.then(|| weights(&corpus, &frequencies)),
             limit: self.settings.candidates,
         };
-        let found = corpus.chunk_search_exact(&query, EVERYTHING).await?;
+        let found = corpus.chunk_search(&query).await?;
         let fused = fuse(&pairs(&found.dense), &pairs(&found.lexical), &self.settings.fusion);
         ranking.fused = fused.into_iter().map(|(chunk, score)| (ChunkId(chunk), score)).collect();
         ranking.versions =
@@ -128,8 +141,6 @@ impl Engine {
 }
 
 const FALLBACK: &str = "pgvector";
-/// Before the first change of any corpus.
-const EVERYTHING: Seq = Seq(-1);
 
 /// The question's terms, each weighed by how rare it is in this corpus.
 fn weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {

@@ -8,11 +8,11 @@ use super::StoreError;
 use super::partition::Partition;
 use super::postgres::Postgres;
 use super::postgres::pools::Lane;
-use super::postgres::transaction::TenantTransaction;
+use super::postgres::transaction::{Plans, TenantTransaction};
 use super::uploads::Uploads;
 use super::vector::VectorIndex;
 use crate::domain::Seq;
-use crate::domain::ids::NamespaceName;
+use crate::domain::ids::{ModelId, NamespaceName};
 use crate::tenancy::{Permit, Reads, TenantScope, Writes};
 
 /// Every store of a server.
@@ -80,7 +80,11 @@ impl TenantReader {
     }
 
     pub(in crate::store) async fn begin(&self) -> Result<TenantTransaction, StoreError> {
-        self.postgres().begin(self.lane, self.scope.tenant()).await
+        self.begin_with(Plans::Usual).await
+    }
+
+    pub(in crate::store) async fn begin_with(&self, plans: Plans) -> Result<TenantTransaction, StoreError> {
+        self.postgres().begin_with(self.lane, self.scope.tenant(), plans).await
     }
 }
 
@@ -106,6 +110,7 @@ pub struct Corpus {
     pub(in crate::store) name: NamespaceName,
     pub(in crate::store) seq: Seq,
     pub(in crate::store) chunks: u64,
+    pub(in crate::store) building: Option<ModelId>,
 }
 
 impl Corpus {
@@ -131,6 +136,12 @@ impl Corpus {
     #[must_use]
     pub fn chunks(&self) -> u64 {
         self.chunks
+    }
+
+    /// The model whose embeddings of this corpus were being filled beside the active one's when it was opened.
+    #[must_use]
+    pub fn building(&self) -> Option<&ModelId> {
+        self.building.as_ref()
     }
 
     /// The tenant's handle that opened it.

@@ -145,6 +145,15 @@ pub trait VectorIndex: Send + Sync {
     /// # Errors
     /// `Unavailable` when files cannot be removed.
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError>;
+
+    /// Removes the index of a model that a namespace has left, which may come back: as [`VectorIndex::remove`] where
+    /// that does not forbid it.
+    ///
+    /// # Errors
+    /// `Unavailable` when files cannot be removed.
+    async fn retire(&self, partition: &Partition) -> Result<(), StoreError> {
+        self.remove(partition).await
+    }
 }
 
 /// A generation being written. Dropped without [`Rebuild::finish`], it leaves nothing behind.

@@ -225,6 +225,13 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         "delete /admin/tenants/{id}/keys/{key_id}" => {
             vec![with(path.replace("{id}", &ids.tenant).replace("{key_id}", &ids.key), reason())]
         }
+        "post /admin/tenants/{id}/reembed" => {
+            let body = json!({"model": "all-MiniLM-L6-v2", "reason": "a test"});
+            vec![with(path.replace("{id}", &ids.tenant), body)]
+        }
+        "get /admin/tenants/{id}/reembed/{job_id}" => {
+            vec![get(path.replace("{id}", &ids.tenant).replace("{job_id}", &ids.job))]
+        }
         "post /admin/tenants/{id}/tokens" => {
             let body = json!({"subject": "mallory", "roles": ["reader"], "expires_in": 60});
             vec![with(path.replace("{id}", &ids.tenant), body)]

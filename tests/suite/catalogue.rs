@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use regex::Regex;
 use sqlx::postgres::PgConnection;
 
 use crate::deployment::Harness;
+use crate::partitions::promoted;
 
 /// Tables without a tenant, with the only reader and the reason.
 const WITHOUT_TENANT: [(&str, &str); 2] = [
@@ -57,7 +59,8 @@ backup audit_event select
 backup audit_head select
 backup chunk select
 backup chunk_embedding select
-backup chunk_embedding_0123456789abcdef select
+backup chunk_embedding_MODEL select
+backup chunk_embedding_MODEL_shared select
 backup chunk_mention select
 backup consumer select
 backup document select
@@ -69,6 +72,7 @@ backup operator_key select
 backup outbox select
 backup tenant select
 backup term_frequency select
+backup vectors_MODEL_NAMESPACE select
 control api_key delete,insert,select,update
 control audit_event insert,select
 control audit_head insert,select,update
@@ -83,7 +87,7 @@ auth select operator_key digest,expires_at,key_id,revoked_at
 auth select tenant slug,state,tenant_id
 dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
 dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_until,namespace_id,state,tenant_id
-dispatch select namespace namespace_id,seq,tenant_id
+dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id
 dispatch select outbox namespace_id,seq,tenant_id
 dispatch update job attempts,due_at,lease,leased_until,state,updated_at";
 
@@ -96,6 +100,20 @@ async fn rows(connection: &mut PgConnection, query: &'static str) -> Vec<String>
     rows
 }
 
+/// Partitions of models and of large namespaces under one name each.
+fn without_identities(rows: &[String]) -> Vec<String> {
+    let leaf = Regex::new("vectors_[0-9a-f]{16}_[0-9a-f]{32}").expect("a pattern");
+    let model = Regex::new("chunk_embedding_[0-9a-f]{16}").expect("a pattern");
+    let plain = |row: &String| {
+        let row = leaf.replace_all(row, "vectors_MODEL_NAMESPACE");
+        model.replace_all(&row, "chunk_embedding_MODEL").into_owned()
+    };
+    let mut rows: Vec<String> = rows.iter().map(plain).collect();
+    rows.sort();
+    rows.dedup();
+    rows
+}
+
 const TABLES: &str = "select c.relname::text from pg_class c
     where c.relkind in ('r', 'p', 'f') and c.relnamespace not in
         ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)";
@@ -103,9 +121,10 @@ const TABLES: &str = "select c.relname::text from pg_class c
 #[tokio::test]
 async fn every_table_forces_row_security() {
     let harness = Harness::new().await;
+    let own = promoted(&harness).await;
     let mut superuser = harness.deployment.superuser().await;
     let all = rows(&mut superuser, TABLES).await;
-    assert!(all.len() > 15, "{all:?}");
+    assert!(all.len() > 15 && all.contains(&own), "{all:?}");
     let unforced = rows(
         &mut superuser,
         "select c.relname::text from pg_class c where c.relkind in ('r', 'p', 'f')
@@ -130,6 +149,7 @@ async fn every_table_forces_row_security() {
 #[tokio::test]
 async fn every_table_has_policies_for_each_command_that_name_their_roles() {
     let harness = Harness::new().await;
+    let own = promoted(&harness).await;
     let mut superuser = harness.deployment.superuser().await;
     let policies: Vec<Policy> = sqlx::query_as(
         "select tablename::text, policyname::text, lower(cmd), roles::text[], permissive = 'PERMISSIVE',
@@ -162,6 +182,7 @@ async fn every_table_has_policies_for_each_command_that_name_their_roles() {
         }
     }
     let every = BTreeSet::from(["delete", "insert", "select", "update"].map(str::to_owned));
+    assert!(commands.contains_key(&own));
     for table in rows(&mut superuser, TABLES).await {
         if table != WITHOUT_ROW_SECURITY {
             assert_eq!(commands.get(&table), Some(&every), "{table}");
@@ -173,6 +194,7 @@ async fn every_table_has_policies_for_each_command_that_name_their_roles() {
 #[tokio::test]
 async fn no_role_has_more_than_it_needs() {
     let harness = Harness::new().await;
+    promoted(&harness).await;
     let mut superuser = harness.deployment.superuser().await;
     let beyond = rows(
         &mut superuser,
@@ -212,6 +234,7 @@ async fn no_role_has_more_than_it_needs() {
 #[tokio::test]
 async fn the_grants_are_the_least_ones() {
     let harness = Harness::new().await;
+    promoted(&harness).await;
     let mut superuser = harness.deployment.superuser().await;
     let tables = rows(
         &mut superuser,
@@ -222,7 +245,7 @@ async fn the_grants_are_the_least_ones() {
          group by g.grantee, c.relname",
     )
     .await;
-    assert_eq!(tables.join("\n"), GRANTS);
+    assert_eq!(without_identities(&tables).join("\n"), GRANTS);
     let columns = rows(
         &mut superuser,
         "select coalesce(nullif(replace(g.grantee::regrole::text, 'bulkhead_', ''), '-'), 'everybody')
@@ -298,21 +321,37 @@ async fn nothing_in_the_database_acts_with_anothers_rights() {
 #[tokio::test]
 async fn every_index_is_led_by_the_tenant() {
     let harness = Harness::new().await;
+    let own = promoted(&harness).await;
     let mut superuser = harness.deployment.superuser().await;
     let indexes = rows(
         &mut superuser,
         "select i.indexrelid::regclass::text from pg_index i
          join pg_attribute t on t.attrelid = i.indrelid and t.attname = 'tenant_id'
-         where i.indkey[0] <> t.attnum",
+         join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
+         where i.indkey[0] <> t.attnum and a.amname = 'btree'",
     )
     .await;
     assert_eq!(indexes, NOT_LED_BY_TENANT.map(|(index, _)| index));
+    // A graph is over one namespace's vectors alone: its table can hold no others.
     let approximate = rows(
         &mut superuser,
-        "select c.relname::text from pg_class c join pg_am a on a.oid = c.relam
+        "select c.relname || ' on ' || t.relname || ' by ' || a.amname from pg_class c
+         join pg_am a on a.oid = c.relam join pg_index i on i.indexrelid = c.oid
+         join pg_class t on t.oid = i.indrelid
          where c.relkind in ('i', 'I') and a.amname <> 'btree'",
     )
     .await;
-    assert_eq!(approximate, Vec::<String>::new(), "an index over several tenants' vectors");
+    assert!(approximate.iter().any(|index| index.contains(&own)), "{approximate:?}");
+    let only = ["vectors_MODEL_NAMESPACE_hnsw on vectors_MODEL_NAMESPACE by hnsw"];
+    assert_eq!(without_identities(&approximate), only, "an index over several tenants' vectors");
+    let open = rows(
+        &mut superuser,
+        "select c.relname::text from pg_class c
+         where c.relname ~ '^vectors_[0-9a-f]{16}_[0-9a-f]{32}$' and c.relkind = 'r' and not exists (
+             select from pg_constraint k where k.conrelid = c.oid and k.contype = 'c' and k.convalidated
+                 and pg_get_constraintdef(k.oid) like '%tenant_id = %namespace_id = %model_id = %')",
+    )
+    .await;
+    assert_eq!(open, Vec::<String>::new(), "partitions that could hold another tenant's rows");
     harness.close().await;
 }

@@ -61,8 +61,18 @@ impl Shell {
     }
 
     fn serve(&self) -> Server {
+        self.serve_at("127.0.0.1:0")
+    }
+
+    fn serve_at(&self, address: &str) -> Server {
         let log = fs::File::create(self.place.base.path().join("server.log")).expect("log");
-        let child = self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().expect("starts");
+        let mut command = self.command(&["serve"]);
+        let child = command
+            .env("BULKHEAD__HTTP__ADDRESS", address)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
         let mut server = Server(child);
         let socket = self.place.paths.data_dir.join("admin.sock");
         let begun = Instant::now();
@@ -157,6 +167,98 @@ fn operators_commands_do_the_same_without_a_server_and_beside_one() {
     assert!(server.stop().success(), "a server that is told to stop succeeds");
     // What a server left behind is no server.
     operate(&shell, "alone-again");
+}
+
+/// A port that is free now.
+#[cfg(feature = "laboratory")]
+fn address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+#[cfg(feature = "laboratory")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_model_goes_on_after_each_crash_and_a_server_without_the_model_says_so() {
+    const TEXTS: usize = 100;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let shell = Shell::new();
+    let settings = fs::read_to_string(&shell.settings).expect("settings");
+    fs::write(&shell.settings, settings.clone() + "[ingestion]\nlease_seconds = 5\n").expect("settings");
+    let client = reqwest::Client::new();
+    let serve = || {
+        let address = address();
+        (shell.serve_at(&address), format!("http://{address}"))
+    };
+    let (mut server, url) = serve();
+    shell.json(&["tenant", "create", "--name", "n", "--slug", "first", "--reason", "a test"]);
+    let key = ["key", "create", "--tenant", "first", "--role", "writer", "--name", "k", "--reason", "a test"];
+    let key = shell.json(&key)["api_key"].as_str().expect("a key").to_owned();
+    let call = async |url: &str, path: &str, body: Value| -> (u16, Value) {
+        let request = client.post(format!("{url}{path}")).bearer_auth(&key).json(&body);
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json().await.expect("JSON"))
+    };
+    let texts: Vec<String> = (0..TEXTS).map(|n| format!("Ship {n} sailed to the island Varn{n}.")).collect();
+    assert_eq!(call(&url, "/documents/texts", serde_json::json!({"texts": texts})).await.0, 200);
+    let processed = async |url: &str, count: usize| {
+        let begun = Instant::now();
+        loop {
+            let request = client.get(format!("{url}/documents/status_counts")).bearer_auth(&key);
+            let counts: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+            if counts["status_counts"]["processed"] == count {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_mins(2), "{counts}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    processed(&url, TEXTS).await;
+    server.stop();
+
+    let change = ["reembed", "--tenant", "first", "--all", "--model", "hashing-64"];
+    for point in ["filling", "filled", "switched"] {
+        let cut = shell.command(&change).env("BULKHEAD_CRASH_AT", point).output().expect("it starts");
+        assert!(!cut.status.success(), "it ends at {point}");
+    }
+    let done = shell.json(&change);
+    assert_eq!((&done["state"], &done["done"]), (&Value::from("done"), &Value::from(TEXTS)), "{done}");
+    assert!(
+        shell
+            .complaint(&["reembed", "--tenant", "first", "--all", "--model", "none-such"])
+            .contains("none-such")
+    );
+    let nowhere = ["reembed", "--tenant", "first", "--namespace", "nowhere", "--model", "hashing-64"];
+    assert!(shell.complaint(&nowhere).contains("no namespace of this name"));
+
+    // Without the model: words alone, said so; documents wait.
+    let (mut server, url) = serve();
+    let question = serde_json::json!({"query": "Which ship sailed to Varn7?", "mode": "naive"});
+    let (status, answer) = call(&url, "/query/data", question.clone()).await;
+    assert_eq!((status, &answer["metadata"]["degraded"]), (200, &serde_json::json!(["model_unavailable"])));
+    assert!(
+        answer["data"]["chunks"][0]["content"].as_str().is_some_and(|text| text.contains("Varn7.")),
+        "{answer}"
+    );
+    let late = serde_json::json!({"text": "A late ship sailed to Quorl.", "file_source": "late.txt"});
+    assert_eq!(call(&url, "/documents/text", late).await.0, 200);
+    let unknown = shell.complaint(&change);
+    assert!(unknown.contains("embedding.further"), "{unknown}");
+    server.stop();
+    let log = fs::read_to_string(shell.place.base.path().join("server.log")).expect("a log");
+    assert!(log.contains("--all --model hashing`"), "{log}");
+
+    // With it beside the other: as ever, and back by the running server.
+    let further = settings.replace("model = \"hashing\"", "model = \"hashing\"\nfurther = [\"hashing-64\"]");
+    fs::write(&shell.settings, further + "[ingestion]\nlease_seconds = 5\n").expect("settings");
+    let (mut server, url) = serve();
+    let (_, answer) = call(&url, "/query/data", question.clone()).await;
+    assert_eq!(answer["metadata"]["degraded"], serde_json::json!([]), "{answer}");
+    let back = shell.json(&["reembed", "--tenant", "first", "--namespace", "default", "--model", "hashing"]);
+    assert!(back["stage"] == "sweeping" || back["state"] == "done", "{back}");
+    let (_, answer) = call(&url, "/query/data", question).await;
+    assert_eq!(answer["metadata"]["degraded"], serde_json::json!([]), "{answer}");
+    processed(&url, TEXTS + 1).await;
+    server.stop();
 }
 
 #[test]

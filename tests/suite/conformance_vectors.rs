@@ -242,6 +242,23 @@ pub async fn a_removed_partition_stays_removed(index: &dyn VectorIndex) {
     assert_eq!(chunks(index, &neighbour).await, [1]);
 }
 
+/// The index of a model that was left is gone and may come back; one that was removed may not.
+pub async fn a_retired_partition_may_come_back(index: &dyn VectorIndex) {
+    let own = partition(1, 1);
+    index.apply(&own, vec![point(1)], vec![], Seq(1)).await.unwrap();
+    index.flush(&own).await.unwrap();
+    index.retire(&own).await.unwrap();
+    index.retire(&own).await.unwrap();
+    assert_eq!(index.search(&own, &dense(1, 10)).await.unwrap(), None);
+    assert_eq!(index.position(&own).await.unwrap(), None);
+    index.apply(&own, vec![point(2)], vec![], Seq(2)).await.unwrap();
+    assert_eq!(chunks(index, &own).await, [2]);
+    index.remove(&own).await.unwrap();
+    index.retire(&own).await.unwrap();
+    let late = index.apply(&own, vec![point(3)], vec![], Seq(3)).await.unwrap_err();
+    assert_eq!(late.kind, ErrorKind::Conflict);
+}
+
 /// A rebuild that is finished replaces what was there; one that is dropped leaves nothing behind.
 pub async fn a_rebuild_replaces_what_was_there(index: &dyn VectorIndex) {
     let own = partition(1, 1);

@@ -50,6 +50,7 @@ impl Operation {
             .replace("{name}", "other")
             .replace("{model}", "default")
             .replace("{track_id}", "insert_20260101_000000_00000000")
+            .replace("{job_id}", "00000000-0000-4000-8000-000000000001")
             .replace("{key_id}", "0123456789abcdef");
         assert!(!path.contains('{'), "{} has a part that the tests do not know", self.path);
         caller.send(&self.method, &path, &Value::Null).await

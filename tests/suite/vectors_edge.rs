@@ -60,6 +60,7 @@ conformance! {
     a_small_partition_answers_exactly;
     malformed_vectors_are_refused;
     a_removed_partition_stays_removed;
+    a_retired_partition_may_come_back;
     a_rebuild_replaces_what_was_there;
     searches_go_on_during_rebuilds;
     searches_go_on_beside_a_writer;

@@ -3,6 +3,7 @@
 //! What the actions are is in [`crate::admin`]; here are their routes.
 
 mod keys;
+mod models;
 mod tenants;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub(super) use keys::{
     __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
     key_create, key_list, key_revoke, operator_create, token_create,
 };
+pub(super) use models::{__path_reembed_create, __path_reembed_get, reembed_create, reembed_get};
 pub(super) use tenants::{
     __path_tenant_create, __path_tenant_delete, __path_tenant_get, __path_tenant_list, __path_tenant_resume,
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
@@ -27,7 +29,7 @@ use super::json::{Check, Faults};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
-    AdminError, Administration, Faults as _, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+    AdminError, Administration, Faults as _, NewModel, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -43,7 +45,7 @@ macro_rules! checked {
     )*};
 }
 
-checked!(NewTenant, Reason, NewTenantKey, NewToken, NewOperator);
+checked!(NewTenant, Reason, NewTenantKey, NewToken, NewOperator, NewModel);
 
 impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
@@ -57,6 +59,9 @@ impl From<AdminError> for Problem {
             }
             AdminError::SlugTaken => {
                 Self::new(Kind::Conflict).saying("A tenant of this slug is there already.")
+            }
+            AdminError::ModelChanging => {
+                Self::new(Kind::Conflict).saying("Another change of this tenant's model is under way.")
             }
             AdminError::NotFound => Self::not_found(),
             AdminError::Store(error) => error.into(),
@@ -116,5 +121,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         )
         .service(web::resource("/admin/tenants/{id}/keys/{key_id}").route(web::delete().to(key_revoke)))
         .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)))
+        .service(web::resource("/admin/tenants/{id}/reembed").route(web::post().to(reembed_create)))
+        .service(web::resource("/admin/tenants/{id}/reembed/{job_id}").route(web::get().to(reembed_get)))
         .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }

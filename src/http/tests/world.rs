@@ -221,6 +221,7 @@ impl World {
         let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
         let embedding = EmbeddingSettings {
             model: "hashing".to_owned(),
+            further: Vec::new(),
             model_dir: files.join("models"),
             cache_dir: files.join("cache"),
             onnxruntime: files.join("none"),

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use pgvector::{SparseVector, Vector};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::{AssertSqlSafe, FromRow, Row, SqlSafeStr};
 use uuid::Uuid;
 
 use super::error::failed;
 use super::ingest::TERM_SPACE;
+use super::transaction::{Plans, TenantTransaction};
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
@@ -175,7 +176,7 @@ impl Corpus {
         let rows: Vec<(Vec<u8>, Vector)> = sqlx::query_as(
             "select c.text_hash, e.embedding from chunk c
              join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
-                 and e.chunk_id = c.chunk_id
+                 and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = c.chunk_id
              where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = any($4)",
         )
         .bind(self.partition.tenant().0)
@@ -192,33 +193,60 @@ impl Corpus {
             .collect())
     }
 
+    /// Search in the database over the whole corpus. A large one is searched by the HNSW graph of its own
+    /// partition, where there is one, and exactly in what is not in that partition; a small one exactly.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_search(&self, query: &VectorQuery) -> Result<Found, StoreError> {
+        if !self.reader.postgres().is_large(self.chunks) {
+            return self.chunk_search_exact(query, EVERYTHING).await;
+        }
+        let mut tx = self.reader.begin_with(self.graph_plans()).await?;
+        let dense = by_graph(query.embedding.as_deref().map_or(0, <[f32]>::len));
+        let found = self.search_in(&mut tx, query, EVERYTHING, AssertSqlSafe(dense)).await?;
+        tx.commit().await?;
+        Ok(found)
+    }
+
     /// Exact search in the database over what came after `since`: the whole corpus with [`Seq`] -1, or just
     /// what an index has not applied yet.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn chunk_search_exact(&self, query: &VectorQuery, since: Seq) -> Result<Found, StoreError> {
+        let mut tx = self.reader.begin().await?;
+        let found = self.search_in(&mut tx, query, since, EXACTLY).await?;
+        tx.commit().await?;
+        Ok(found)
+    }
+
+    fn graph_plans(&self) -> Plans {
+        Plans::Graph { candidates: self.reader.postgres().vectors.hnsw_candidates }
+    }
+
+    async fn search_in(
+        &self,
+        tx: &mut TenantTransaction,
+        query: &VectorQuery,
+        since: Seq,
+        dense: impl SqlSafeStr,
+    ) -> Result<Found, StoreError> {
         const OPERATION: &str = "chunk.search";
         let mut found = Found { applied: self.seq, ..Found::default() };
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
-        let mut tx = self.reader.begin().await?;
         if let Some(embedding) = &query.embedding {
-            let rows = sqlx::query(
-                "select tenant_id, namespace_id, chunk_id, version, -(embedding <#> $5) as score
-                 from chunk_embedding
-                 where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4
-                 order by embedding <#> $5, chunk_id limit $6",
-            )
-            .bind(tenant)
-            .bind(namespace)
-            .bind(self.partition.model().as_str())
-            .bind(since.0)
-            .bind(Vector::from(embedding.clone()))
-            .bind(limit)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
+            let rows = sqlx::query(dense)
+                .bind(tenant)
+                .bind(namespace)
+                .bind(self.partition.model().as_str())
+                .bind(since.0)
+                .bind(Vector::from(embedding.clone()))
+                .bind(limit)
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(failed(OPERATION))?;
             found.dense = hits(&rows).map_err(failed(OPERATION))?;
         }
         if let Some(terms) = query.terms.as_ref().filter(|terms| !terms.indices.is_empty()) {
@@ -226,7 +254,8 @@ impl Corpus {
                 "select * from (
                      select tenant_id, namespace_id, chunk_id, version, -(terms <#> $5) as score
                      from chunk_embedding
-                     where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4) scored
+                     where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                         and home in ('00000000-0000-0000-0000-000000000000', $2) and seq > $4) scored
                  where score > 0 order by score desc, chunk_id limit $6",
             )
             .bind(tenant)
@@ -235,14 +264,69 @@ impl Corpus {
             .bind(since.0)
             .bind(sparse(terms))
             .bind(limit)
-            .fetch_all(&mut *tx)
+            .fetch_all(&mut **tx)
             .await
             .map_err(failed(OPERATION))?;
             found.lexical = hits(&rows).map_err(failed(OPERATION))?;
         }
-        tx.commit().await?;
         Ok(found)
     }
+
+    /// The plan by which [`Corpus::chunk_search`] finds the nearest, line by line. Releases do not have this.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    #[cfg(feature = "laboratory")]
+    pub async fn chunk_search_plan(&self, query: &VectorQuery) -> Result<Vec<String>, StoreError> {
+        let embedding = query.embedding.clone().unwrap_or_default();
+        let (plans, dense) = if self.reader.postgres().is_large(self.chunks) {
+            (self.graph_plans(), by_graph(embedding.len()))
+        } else {
+            (Plans::Usual, EXACTLY.to_owned())
+        };
+        let mut tx = self.reader.begin_with(plans).await?;
+        let plan = sqlx::query_scalar(AssertSqlSafe(format!("explain {dense}")))
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(self.partition.model().as_str())
+            .bind(EVERYTHING.0)
+            .bind(Vector::from(embedding))
+            .bind(i64::try_from(query.limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed("chunk.search"))?;
+        tx.commit().await?;
+        Ok(plan)
+    }
+}
+
+/// Before the first change of any corpus.
+const EVERYTHING: Seq = Seq(-1);
+
+/// Every vector is compared.
+const EXACTLY: &str = "select tenant_id, namespace_id, chunk_id, version, -(embedding <#> $5) as score
+     from chunk_embedding
+     where tenant_id = $1 and namespace_id = $2 and model_id = $3
+         and home in ('00000000-0000-0000-0000-000000000000', $2) and seq > $4
+     order by embedding <#> $5, chunk_id limit $6";
+
+/// The namespace's own partition by its graph, and exactly what is not in there yet. A graph is over vectors of one
+/// dimension, which is written here as the index writes it.
+fn by_graph(dimension: usize) -> String {
+    format!(
+        "select * from (
+             (select tenant_id, namespace_id, chunk_id, version, -(embedding::vector({dimension}) <#> $5) as score
+              from chunk_embedding
+              where tenant_id = $1 and namespace_id = $2 and model_id = $3 and home = $2 and seq > $4
+              order by embedding::vector({dimension}) <#> $5, chunk_id limit $6)
+             union all
+             (select tenant_id, namespace_id, chunk_id, version, -(embedding <#> $5) as score
+              from chunk_embedding
+              where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                  and home = '00000000-0000-0000-0000-000000000000' and seq > $4
+              order by embedding <#> $5, chunk_id limit $6)) found
+         order by score desc, chunk_id limit $6"
+    )
 }
 
 pub(super) fn sparse(terms: &Terms) -> SparseVector {

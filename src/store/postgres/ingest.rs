@@ -1,6 +1,6 @@
 //! The last step of ingestion: what was computed becomes what answers, in one transaction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use pgvector::{SparseVector, Vector};
 use sqlx::Row;
@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::error::failed;
 use super::transaction::TenantTransaction;
 use crate::domain::Seq;
-use crate::domain::ids::{ChunkId, JobId};
-use crate::store::error::StoreError;
+use crate::domain::ids::{ChunkId, JobId, ModelId};
+use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::CorpusWriter;
 use crate::store::vector::Terms;
 
@@ -70,6 +70,39 @@ pub struct ProcessedDocument {
     pub chunks: Vec<NewChunk>,
 }
 
+/// Vectors of a second model, for chunks that a batch writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SecondVectors {
+    /// The model.
+    pub model: ModelId,
+    /// `[f32; dimension]` of each chunk, unit length.
+    pub vectors: HashMap<ChunkId, Vec<f32>>,
+}
+
+/// A model's vectors of a batch; none stated: the chunks' own.
+struct VectorSet<'a> {
+    model: &'a ModelId,
+    vectors: Option<&'a HashMap<ChunkId, Vec<f32>>>,
+}
+
+impl VectorSet<'_> {
+    fn of<'c>(&'c self, chunk: &'c NewChunk) -> Option<&'c [f32]> {
+        match self.vectors {
+            Some(vectors) => vectors.get(&chunk.chunk).map(Vec::as_slice),
+            None => Some(&chunk.embedding),
+        }
+    }
+}
+
+/// Rows of embeddings, as parallel lists.
+#[derive(Debug, Default)]
+struct EmbeddingRows {
+    chunks: Vec<Uuid>,
+    versions: Vec<i64>,
+    embeddings: Vec<Vector>,
+    terms: Vec<SparseVector>,
+}
+
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
@@ -87,20 +120,44 @@ impl CorpusWriter {
     /// # Errors
     /// `Unavailable`, `Timeout` or `Conflict`; then nothing was written.
     pub async fn documents_commit(&self, documents: &[ProcessedDocument]) -> Result<Committed, StoreError> {
+        self.documents_commit_with(documents, None).await
+    }
+
+    /// The same, with the vectors of a second model for the same chunks: of the one that is being filled.
+    ///
+    /// # Errors
+    /// As [`CorpusWriter::documents_commit`]; `Conflict` too when the namespace's model has become one of which
+    /// there are no vectors here.
+    pub async fn documents_commit_with(
+        &self,
+        documents: &[ProcessedDocument],
+        also: Option<&SecondVectors>,
+    ) -> Result<Committed, StoreError> {
         const OPERATION: &str = "document.commit";
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
         let now = self.reader.postgres().clock.now();
         let mut tx = self.reader.begin().await?;
 
-        let seq: Option<i64> = sqlx::query_scalar(
-            "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2 returning seq",
+        let row: Option<(i64, String, Option<String>, Vec<String>)> = sqlx::query_as(
+            "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2
+             returning seq, model_id, building, homes",
         )
         .bind(tenant)
         .bind(namespace)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        let Some(seq) = seq else { return Ok(Committed { seq: self.seq, jobs: Vec::new() }) };
+        let Some((seq, active, building, homes)) = row else {
+            return Ok(Committed { seq: self.seq, jobs: Vec::new() });
+        };
+        let own = VectorSet { model: self.partition.model(), vectors: None };
+        let second = also.map(|also| VectorSet { model: &also.model, vectors: Some(&also.vectors) });
+        let mut sets: Vec<VectorSet<'_>> = std::iter::once(own).chain(second).collect();
+        sets.retain(|set| set.model.as_str() == active || Some(set.model.as_str()) == building.as_deref());
+        if !sets.iter().any(|set| set.model.as_str() == active) {
+            let words = "the namespace has another model now";
+            return Err(StoreError::new(ErrorKind::Conflict, "postgres", OPERATION, words));
+        }
 
         let holds = self.jobs_hold(&mut tx, documents).await?;
         let live: Vec<&ProcessedDocument> =
@@ -117,7 +174,7 @@ impl CorpusWriter {
             .collect();
         let mut terms = BTreeMap::new();
         let removed = self.chunks_remove(&mut tx, &replaced, &mut terms).await?;
-        let written = self.chunks_insert(&mut tx, &live, seq, &mut terms).await?;
+        let written = self.chunks_insert(&mut tx, &live, seq, (&sets, &homes), &mut terms).await?;
         self.terms_add(&mut tx, &terms).await?;
 
         let live_jobs: Vec<Uuid> = live.iter().map(|document| document.job.0).collect();
@@ -227,7 +284,8 @@ impl CorpusWriter {
                  delete from chunk_mention m using gone
                  where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = gone.chunk_id)
              delete from chunk_embedding e using gone
-             where e.tenant_id = $1 and e.namespace_id = $2 and e.chunk_id = gone.chunk_id
+             where e.tenant_id = $1 and e.namespace_id = $2
+                 and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = gone.chunk_id
              returning e.chunk_id, e.terms",
         )
         .bind(self.partition.tenant().0)
@@ -236,15 +294,18 @@ impl CorpusWriter {
         .fetch_all(&mut **tx)
         .await
         .map_err(failed(OPERATION))?;
-        let mut removed = Vec::with_capacity(rows.len());
+        let mut removed = BTreeSet::new();
         for row in &rows {
-            removed.push(row.try_get("chunk_id").map_err(failed(OPERATION))?);
+            // With two models a chunk has two rows, and the same terms in both.
+            if !removed.insert(row.try_get("chunk_id").map_err(failed(OPERATION))?) {
+                continue;
+            }
             let old: SparseVector = row.try_get("terms").map_err(failed(OPERATION))?;
             for term in old.indices() {
                 *terms.entry(*term).or_default() -= 1;
             }
         }
-        Ok(removed)
+        Ok(removed.into_iter().collect())
     }
 
     async fn chunks_insert(
@@ -252,6 +313,7 @@ impl CorpusWriter {
         tx: &mut TenantTransaction,
         documents: &[&ProcessedDocument],
         seq: i64,
+        (sets, homes): (&[VectorSet<'_>], &[String]),
         terms: &mut BTreeMap<i32, i32>,
     ) -> Result<i64, StoreError> {
         const OPERATION: &str = "chunk.insert";
@@ -285,38 +347,62 @@ impl CorpusWriter {
         .await
         .map_err(failed(OPERATION))?;
 
-        let mut embeddings = Vec::with_capacity(chunks.len());
         let mut sparse = Vec::with_capacity(chunks.len());
         for (_, chunk) in &chunks {
-            embeddings.push(Vector::from(chunk.embedding.clone()));
-            let map: BTreeMap<i32, f32> = std::iter::zip(&chunk.terms.indices, &chunk.terms.values)
-                .filter_map(|(term, value)| Some((i32::try_from(*term).ok()?, *value)))
-                .collect();
-            let stored = SparseVector::from_map(&map, TERM_SPACE);
+            let stored = super::chunks::sparse(&chunk.terms);
             // Counted as they are stored, which is how a removal finds them: without weights of 0.
             for term in stored.indices() {
                 *terms.entry(*term).or_default() += 1;
             }
             sparse.push(stored);
         }
-        sqlx::query(
-            "insert into chunk_embedding (tenant_id, namespace_id, model_id, chunk_id, version, seq, embedding, terms)
-             select $1, $2, $3, chunk_id, version, $4, embedding, terms
-             from unnest($5::uuid[], $6::bigint[], $7::vector[], $8::sparsevec[]) as n(chunk_id, version, embedding, terms)",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(self.partition.model().as_str())
-        .bind(seq)
-        .bind(&ids)
-        .bind(&versions)
-        .bind(&embeddings)
-        .bind(&sparse)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed(OPERATION))?;
+        for set in sets {
+            // A chunk of which the second model has no vector is left to whoever fills it.
+            let mut rows = EmbeddingRows::default();
+            for (((document, chunk), terms), id) in std::iter::zip(std::iter::zip(&chunks, &sparse), &ids) {
+                if let Some(vector) = set.of(chunk) {
+                    rows.chunks.push(*id);
+                    rows.versions.push(document.version);
+                    rows.embeddings.push(Vector::from(vector.to_vec()));
+                    rows.terms.push(terms.clone());
+                }
+            }
+            let is_home = homes.iter().any(|home| home == set.model.as_str());
+            self.embeddings_insert(tx, set.model, (is_home, seq), &rows).await?;
+        }
         self.mentions_insert(tx, &chunks, seq).await?;
         Ok(i64::try_from(chunks.len()).unwrap_or(i64::MAX))
+    }
+
+    /// Writes a model's embeddings into the leaf that is the namespace's home.
+    async fn embeddings_insert(
+        &self,
+        tx: &mut TenantTransaction,
+        model: &ModelId,
+        (is_home, seq): (bool, i64),
+        rows: &EmbeddingRows,
+    ) -> Result<(), StoreError> {
+        let namespace = self.partition.namespace().0;
+        sqlx::query(
+            "insert into chunk_embedding
+                 (tenant_id, namespace_id, model_id, home, chunk_id, version, seq, embedding, terms)
+             select $1, $2, $3, $4, chunk_id, version, $7, embedding, terms
+             from unnest($5::uuid[], $6::bigint[], $8::vector[], $9::sparsevec[])
+                 as n(chunk_id, version, embedding, terms)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(namespace)
+        .bind(model.as_str())
+        .bind(if is_home { namespace } else { Uuid::nil() })
+        .bind(&rows.chunks)
+        .bind(&rows.versions)
+        .bind(seq)
+        .bind(&rows.embeddings)
+        .bind(&rows.terms)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed("embedding.insert"))?;
+        Ok(())
     }
 
     /// PostgreSQL has no arrays of arrays of different lengths: each chunk's lists go in as one JSON value.

@@ -26,6 +26,8 @@ pub enum JobKind {
     Ingest,
     /// Deletes all that a deleted tenant owns.
     PurgeTenant,
+    /// Embeds a tenant's namespaces by another model.
+    Reembed,
 }
 
 /// The head of a leased job.
@@ -205,6 +207,7 @@ impl Stores {
                 job: JobId(row.try_get("job_id")?),
                 kind: match row.try_get("kind")? {
                     "purge_tenant" => JobKind::PurgeTenant,
+                    "reembed" => JobKind::Reembed,
                     _ => JobKind::Ingest,
                 },
                 lease: row.try_get("lease")?,
@@ -215,15 +218,28 @@ impl Stores {
         rows.iter().map(leased).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
     }
 
-    /// Puts leased jobs back, to be due after `delay`. For work that did not begin or met a store that is away.
+    /// Puts leased jobs back, to be due after `delay`. For work that met a store that is away.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`; then the leases run out by themselves.
     pub async fn job_release(&self, jobs: &[LeasedJob], delay: Duration) -> Result<(), StoreError> {
+        self.job_put_back(jobs, delay, 0).await
+    }
+
+    /// The same for work that did not begin, or went well so far: it counts as no attempt.
+    ///
+    /// # Errors
+    /// As [`Stores::job_release`].
+    pub async fn job_postpone(&self, jobs: &[LeasedJob], delay: Duration) -> Result<(), StoreError> {
+        self.job_put_back(jobs, delay, 1).await
+    }
+
+    async fn job_put_back(&self, jobs: &[LeasedJob], delay: Duration, less: i32) -> Result<(), StoreError> {
         let postgres = self.postgres();
         let now = postgres.clock.now();
         sqlx::query(
-            "update job set state = 'queued', lease = null, leased_until = null, due_at = $3, updated_at = $4
+            "update job set state = 'queued', lease = null, leased_until = null, due_at = $3, updated_at = $4,
+                 attempts = greatest(attempts - $5, 0)
              where job_id in (
                  select j.job_id from job j join unnest($1::uuid[], $2::uuid[]) as mine(job_id, lease)
                      on j.job_id = mine.job_id and j.lease = mine.lease
@@ -233,6 +249,7 @@ impl Stores {
         .bind(jobs.iter().map(|job| job.lease).collect::<Vec<_>>())
         .bind(now + chrono::Duration::from_std(delay).unwrap_or_default())
         .bind(now)
+        .bind(less)
         .execute(&postgres.pools.dispatch)
         .await
         .map_err(failed("job.release"))?;

@@ -61,7 +61,7 @@ impl Corpus {
              join document_version v on v.tenant_id = $1 and v.namespace_id = $2
                  and v.document_id = c.document_id and v.version = c.version
              join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
-                 and e.chunk_id = c.chunk_id
+                 and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = c.chunk_id
              left join chunk_mention m on m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = c.chunk_id
              where c.tenant_id = $1 and c.namespace_id = $2 and c.seq > $4 and c.chunk_id > $5
              order by c.chunk_id limit $6",

@@ -1,9 +1,10 @@
-//! What the owner does: migrations, and a model's partition. Its connection closes afterwards.
+//! What the owner does at start: migrations, and partitions of models. Its connection closes afterwards.
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection};
 
 use super::error::failed;
+use super::partitions;
 use crate::domain::ids::ModelId;
 use crate::store::error::{ErrorKind, StoreError};
 
@@ -19,7 +20,20 @@ pub async fn migrate(owner: &PgConnectOptions, model: &ModelId) -> Result<(), St
     MIGRATIONS.run(&mut connection).await.map_err(|error| {
         StoreError::new(ErrorKind::Internal, "postgres", OPERATION, "a migration failed").with_source(error)
     })?;
-    make_partition(&mut connection, model).await.map_err(failed("partition.create"))?;
+    partitions::make_model(&mut connection, model).await.map_err(failed("partition.create"))?;
+    connection.close().await.map_err(failed(OPERATION))
+}
+
+/// Makes the partitions of further models.
+///
+/// # Errors
+/// `Unavailable` when the database cannot be reached.
+pub async fn add_models(owner: &PgConnectOptions, models: &[ModelId]) -> Result<(), StoreError> {
+    const OPERATION: &str = "partition.create";
+    let mut connection = owner.connect().await.map_err(failed(OPERATION))?;
+    for model in models {
+        partitions::make_model(&mut connection, model).await.map_err(failed(OPERATION))?;
+    }
     connection.close().await.map_err(failed(OPERATION))
 }
 
@@ -61,41 +75,4 @@ pub async fn require_isolation(owner: &PgConnectOptions) -> Result<(), StoreErro
     } else {
         Err(StoreError::new(ErrorKind::Foreign, "postgres", OPERATION, faults.join("; ")))
     }
-}
-
-/// A partition has row-level security of its own, though nobody is granted it directly.
-async fn make_partition(connection: &mut sqlx::PgConnection, model: &ModelId) -> Result<(), sqlx::Error> {
-    let model = model.as_str();
-    let name = format!("chunk_embedding_{model}");
-    let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(&name)
-        .fetch_one(&mut *connection)
-        .await?;
-    if exists {
-        return Ok(());
-    }
-    // A model id is hexadecimal digits by its type. A row of 384 dimensions and its terms stays inline.
-    let statement = format!(
-        "begin;
-         select pg_advisory_xact_lock(hashtext('bulkhead partition'));
-         create table if not exists {name} partition of chunk_embedding for values in ('{model}')
-             with (toast_tuple_target = 8160);
-         alter table {name} enable row level security;
-         alter table {name} force row level security;
-         alter table {name} alter column embedding set storage main, alter column terms set storage main;
-         revoke all on {name} from public;
-         grant select on {name} to bulkhead_backup;
-         create policy own_select on {name} for select to bulkhead_owner
-             using (tenant_id = current_setting('bulkhead.tenant')::uuid);
-         create policy own_insert on {name} for insert to bulkhead_owner
-             with check (tenant_id = current_setting('bulkhead.tenant')::uuid);
-         create policy own_update on {name} for update to bulkhead_owner
-             using (tenant_id = current_setting('bulkhead.tenant')::uuid)
-             with check (tenant_id = current_setting('bulkhead.tenant')::uuid);
-         create policy own_delete on {name} for delete to bulkhead_owner
-             using (tenant_id = current_setting('bulkhead.tenant')::uuid);
-         commit"
-    );
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await?;
-    Ok(())
 }

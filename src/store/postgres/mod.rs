@@ -18,9 +18,12 @@ pub mod ingest;
 pub mod jobs;
 pub mod labels;
 pub mod migrate;
+pub mod models;
 pub mod namespaces;
+pub mod partitions;
 pub(in crate::store) mod pools;
 pub mod projection;
+pub mod reembed;
 pub mod requeue;
 pub mod roles;
 mod scram;
@@ -30,9 +33,11 @@ pub(in crate::store) mod transaction;
 
 use std::sync::Arc;
 
+use partitions::VectorSettings;
 use pools::{Lane, Pools};
 pub use pools::{PoolSettings, RoleAddresses};
-use transaction::TenantTransaction;
+use sqlx::postgres::PgConnectOptions;
+use transaction::{Plans, TenantTransaction};
 
 use super::StoreError;
 use crate::domain::clock::Clock;
@@ -45,6 +50,11 @@ pub struct Postgres {
     pub(in crate::store) clock: Arc<dyn Clock>,
     pub(in crate::store) ids: Arc<dyn IdSource>,
     pub(in crate::store) model: ModelId,
+    pub(in crate::store) vectors: VectorSettings,
+    /// Names and identities of the models that this server has.
+    models: Arc<[(String, ModelId)]>,
+    /// For what is made later than the schema; no connection stays open.
+    owner: Arc<PgConnectOptions>,
 }
 
 impl Postgres {
@@ -57,7 +67,20 @@ impl Postgres {
         clock: Arc<dyn Clock>,
         ids: Arc<dyn IdSource>,
     ) -> Self {
-        Self { pools: Pools::new(addresses, settings), clock, ids, model }
+        let (pools, owner) = (Pools::new(addresses, settings), Arc::new(addresses.owner.clone()));
+        Self { pools, clock, ids, model, vectors: VectorSettings::default(), models: Arc::default(), owner }
+    }
+
+    /// The same with these bounds on how vectors are searched.
+    #[must_use]
+    pub fn with_vectors(self, vectors: VectorSettings) -> Self {
+        Self { vectors, ..self }
+    }
+
+    /// The same, knowing these models by their names.
+    #[must_use]
+    pub fn with_models(self, models: Vec<(String, ModelId)>) -> Self {
+        Self { models: models.into(), ..self }
     }
 
     pub(in crate::store) async fn begin(
@@ -65,13 +88,22 @@ impl Postgres {
         lane: Lane,
         tenant: TenantId,
     ) -> Result<TenantTransaction, StoreError> {
+        self.begin_with(lane, tenant, Plans::Usual).await
+    }
+
+    pub(in crate::store) async fn begin_with(
+        &self,
+        lane: Lane,
+        tenant: TenantId,
+        plans: Plans,
+    ) -> Result<TenantTransaction, StoreError> {
         let pool = match lane {
             Lane::Query => &self.pools.query,
             Lane::Ingest => &self.pools.ingest,
             Lane::Audit => &self.pools.audit,
             Lane::Deployment => &self.pools.deployment,
         };
-        TenantTransaction::begin(pool, tenant).await
+        TenantTransaction::begin(pool, tenant, plans).await
     }
 
     /// Closes every connection, after the work that holds one is done.

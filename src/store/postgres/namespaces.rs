@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use super::documents::namespace_lock;
 use super::error::failed;
+use super::transaction::TenantTransaction;
 use crate::domain::Seq;
-use crate::domain::ids::{ModelId, NamespaceId, NamespaceName};
+use crate::domain::ids::{ModelId, NamespaceId, NamespaceName, TenantId};
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::{Corpus, CorpusWriter, TenantReader, TenantWriter};
 use crate::store::partition::Partition;
@@ -58,7 +59,7 @@ impl TenantReader {
         let terms: Vec<i32> = terms.iter().filter_map(|term| i32::try_from(*term).ok()).collect();
         let mut tx = self.begin().await?;
         let row = sqlx::query(
-            "select n.namespace_id, n.model_id, n.seq, n.chunks, f.terms, f.counts
+            "select n.namespace_id, n.model_id, n.building, n.seq, n.chunks, f.terms, f.counts
              from namespace n left join lateral (
                  select array_agg(term) as terms, array_agg(chunks) as counts from term_frequency f
                  where f.tenant_id = $1 and f.namespace_id = n.namespace_id and f.term = any($3) and f.chunks > 0
@@ -85,8 +86,10 @@ impl TenantReader {
     }
 
     fn corpus(&self, row: &PgRow, name: &NamespaceName) -> Result<Corpus, sqlx::Error> {
-        let model = ModelId::parse(row.try_get("model_id")?)
-            .map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+        let parse =
+            |raw: &str| ModelId::parse(raw).map_err(|error| sqlx::Error::Decode(error.to_string().into()));
+        let model = parse(row.try_get("model_id")?)?;
+        let building = row.try_get::<Option<&str>, _>("building")?.map(parse).transpose()?;
         let namespace = NamespaceId(row.try_get("namespace_id")?);
         Ok(Corpus {
             reader: self.clone(),
@@ -94,6 +97,7 @@ impl TenantReader {
             name: name.clone(),
             seq: Seq(row.try_get("seq")?),
             chunks: u64::try_from(row.try_get::<i64, _>("chunks")?).unwrap_or_default(),
+            building,
         })
     }
 
@@ -104,7 +108,7 @@ impl TenantReader {
     pub async fn corpus_get_by_id(&self, namespace: NamespaceId) -> Result<Option<Corpus>, StoreError> {
         let mut tx = self.begin().await?;
         let row = sqlx::query(
-            "select namespace_id, name, model_id, seq, chunks from namespace
+            "select namespace_id, name, model_id, building, seq, chunks from namespace
              where tenant_id = $1 and namespace_id = $2",
         )
         .bind(self.scope.tenant().0)
@@ -206,6 +210,7 @@ impl TenantWriter {
         let namespace = corpus.partition.namespace();
         let mut tx = self.begin().await?;
         namespace_lock(&mut tx, namespace).await?;
+        let partitions = partitions(&mut tx, tenant, Some(namespace)).await?;
         for statement in PURGE_NAMESPACE {
             sqlx::query(statement)
                 .bind(tenant.0)
@@ -216,7 +221,9 @@ impl TenantWriter {
         }
         tx.commit().await?;
         let inner = &self.stores.inner;
-        inner.vectors.remove(&corpus.partition).await?;
+        for partition in &partitions {
+            inner.vectors.remove(partition).await?;
+        }
         inner.uploads.remove_all(tenant, Some(namespace)).await?;
         Ok(true)
     }
@@ -237,12 +244,7 @@ impl TenantWriter {
         .execute(&mut *tx)
         .await
         .map_err(failed("tenant.purge"))?;
-        let namespaces: Vec<(Uuid, String)> =
-            sqlx::query_as("select namespace_id, model_id from namespace where tenant_id = $1")
-                .bind(tenant.0)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed("tenant.purge"))?;
+        let partitions = partitions(&mut tx, tenant, None).await?;
         let mut rows = 0;
         for statement in PURGE_TENANT {
             let done = sqlx::query(statement).bind(tenant.0).execute(&mut *tx).await;
@@ -250,15 +252,39 @@ impl TenantWriter {
         }
         tx.commit().await?;
         let inner = &self.stores.inner;
-        for (namespace, model) in namespaces {
-            let model = ModelId::parse(&model).map_err(|error| {
-                StoreError::new(ErrorKind::Internal, "postgres", "tenant.purge", error.to_string())
-            })?;
-            inner.vectors.remove(&Partition::new(tenant, NamespaceId(namespace), model)).await?;
+        for partition in &partitions {
+            inner.vectors.remove(partition).await?;
         }
         inner.uploads.remove_all(tenant, None).await?;
         Ok(rows)
     }
+}
+
+/// The address of every index that a namespace has, or all of a tenant's: of the active model, of one that is being
+/// filled, and of those that were left.
+async fn partitions(
+    tx: &mut TenantTransaction,
+    tenant: TenantId,
+    namespace: Option<NamespaceId>,
+) -> Result<Vec<Partition>, StoreError> {
+    const OPERATION: &str = "namespace.partitions";
+    let rows: Vec<(Uuid, String)> = sqlx::query_as(
+        "select n.namespace_id, m.model from namespace n
+         cross join lateral unnest(array_remove(array[n.model_id, n.building] || n.retired, null)) as m(model)
+         where n.tenant_id = $1 and ($2::uuid is null or n.namespace_id = $2) for update of n",
+    )
+    .bind(tenant.0)
+    .bind(namespace.map(|namespace| namespace.0))
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed(OPERATION))?;
+    let partition = |(namespace, model): (Uuid, String)| {
+        let model = ModelId::parse(&model).map_err(|error| {
+            StoreError::new(ErrorKind::Internal, "postgres", OPERATION, error.to_string())
+        })?;
+        Ok(Partition::new(tenant, NamespaceId(namespace), model))
+    };
+    rows.into_iter().map(partition).collect()
 }
 
 /// Everything of a namespace; its own row last, whose lock orders this after running commits.
@@ -268,7 +294,8 @@ const PURGE_NAMESPACE: [&str; 11] = [
          select job_id from job where tenant_id = $1 and namespace_id = $2 order by job_id for update)",
     "delete from idempotency where tenant_id = $1 and namespace_id = $2",
     "delete from chunk_mention where tenant_id = $1 and namespace_id = $2",
-    "delete from chunk_embedding where tenant_id = $1 and namespace_id = $2",
+    "delete from chunk_embedding where tenant_id = $1 and namespace_id = $2 and home in
+         ('00000000-0000-0000-0000-000000000000', $2)",
     "delete from chunk where tenant_id = $1 and namespace_id = $2",
     "delete from document_version where tenant_id = $1 and namespace_id = $2",
     "delete from document where tenant_id = $1 and namespace_id = $2",

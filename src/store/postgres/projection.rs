@@ -141,7 +141,8 @@ impl Corpus {
         const OPERATION: &str = "corpus.history";
         let rows = sqlx::query(
             "select chunk_id, version, seq, embedding, terms from chunk_embedding
-             where tenant_id = $1 and namespace_id = $2 and model_id = $3 and seq > $4 and seq <= $5
+             where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                 and home in ('00000000-0000-0000-0000-000000000000', $2) and seq > $4 and seq <= $5
              order by seq, chunk_id limit $6",
         )
         .bind(self.partition.tenant().0)
@@ -167,7 +168,8 @@ impl Corpus {
         let mut tx = self.reader.begin().await?;
         let rows = sqlx::query(
             "select chunk_id, version, embedding, terms from chunk_embedding
-             where tenant_id = $1 and namespace_id = $2 and model_id = $3 and chunk_id > $4
+             where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                 and home in ('00000000-0000-0000-0000-000000000000', $2) and chunk_id > $4
              order by chunk_id limit $5",
         )
         .bind(self.partition.tenant().0)

@@ -13,6 +13,20 @@ use super::pools::TenantPool;
 use crate::domain::ids::TenantId;
 use crate::store::error::{ErrorKind, StoreError};
 
+/// How a transaction's statements are planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Plans {
+    /// As PostgreSQL sees fit.
+    Usual,
+    /// Each for its own values, so that the planner knows which partition and index they lead to, and by an index
+    /// where there is one for the order; a search of an HNSW graph keeps this many candidates, and goes on when
+    /// they do not suffice.
+    Graph {
+        /// `hnsw.ef_search`
+        candidates: u16,
+    },
+}
+
 /// A transaction in which row-level security shows one tenant. Dropped without [`TenantTransaction::commit`],
 /// it is rolled back.
 pub(in crate::store) struct TenantTransaction {
@@ -25,7 +39,11 @@ impl TenantTransaction {
     ///
     /// Runs in a task of its own: a caller who goes away cannot interrupt between `begin` and the driver's
     /// own book-keeping, which would hand the connection back inside an open transaction.
-    pub(in crate::store) async fn begin(pool: &TenantPool, tenant: TenantId) -> Result<Self, StoreError> {
+    pub(in crate::store) async fn begin(
+        pool: &TenantPool,
+        tenant: TenantId,
+        plans: Plans,
+    ) -> Result<Self, StoreError> {
         const OPERATION: &str = "transaction.begin";
         let busy =
             || StoreError::new(ErrorKind::Unavailable, "postgres", OPERATION, "the tenant's share is in use");
@@ -35,9 +53,18 @@ impl TenantTransaction {
             .map_err(|_| busy())?;
         let pool = pool.pool.clone();
         // A uuid has no character that could end the literal.
+        let plans = match plans {
+            Plans::Usual => String::new(),
+            Plans::Graph { candidates } => format!(
+                ", set_config('plan_cache_mode', 'force_custom_plan', true), \
+                 set_config('enable_sort', 'off', true), \
+                 set_config('hnsw.ef_search', '{candidates}', true), \
+                 set_config('hnsw.iterative_scan', 'strict_order', true)"
+            ),
+        };
         let begin = format!(
             "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
-             set_config('application_name', 'bulkhead {tenant}', true)"
+             set_config('application_name', 'bulkhead {tenant}', true){plans}"
         );
         let task = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
         let inner = task

@@ -160,6 +160,25 @@ impl Inner {
     }
 
     /// Blocks for a moment. Refuses when the disk has too little room left to write safely.
+    /// Puts a partition's files away. What was removed for good stays so.
+    pub(super) async fn discard(self: &Arc<Self>, partition: &Partition, end: State) -> Result<(), Fault> {
+        let slot = self.slot(partition);
+        let mut state = Arc::clone(&slot.state).write_owned().await;
+        let inner = Arc::clone(self);
+        blocking(&self.writes, move || {
+            inner.change(&mut state, |state| {
+                if !matches!(state, State::Removed) {
+                    *state = end;
+                }
+            });
+            inner
+                .layout
+                .discard_partition(&slot.folder)
+                .map_err(|error| Fault::from_io("deleting the files of a vector shard", &error))
+        })
+        .await
+    }
+
     pub(super) fn require_room(&self) -> Result<(), Fault> {
         let stat = nix::sys::statvfs::statvfs(self.layout.root())
             .map_err(|error| Fault::from_io("measuring the disk of the vector shards", &error.into()))?;

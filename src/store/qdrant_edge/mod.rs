@@ -287,16 +287,10 @@ impl VectorIndex for EdgeIndex {
     }
 
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {
-        let slot = self.inner.slot(partition);
-        let mut state = Arc::clone(&slot.state).write_owned().await;
-        let inner = Arc::clone(&self.inner);
-        let removed = blocking(&self.inner.writes, move || {
-            inner.change(&mut state, |state| *state = State::Removed);
-            inner
-                .layout
-                .discard_partition(&slot.folder)
-                .map_err(|error| Fault::from_io("deleting the files of a vector shard", &error))
-        });
-        removed.await.map_err(|fault| fault.into_store("vector.remove"))
+        self.inner.discard(partition, State::Removed).await.map_err(|fault| fault.into_store("vector.remove"))
+    }
+
+    async fn retire(&self, partition: &Partition) -> Result<(), StoreError> {
+        self.inner.discard(partition, State::Absent).await.map_err(|fault| fault.into_store("vector.retire"))
     }
 }
