@@ -1,91 +1,44 @@
 #!/usr/bin/env python3
-"""The documents are true: the README's marked lines run against a server, and what documents name is there.
+"""The documents are true: what becomes of each of the README's shell blocks is said, and what documents name is there.
 
-A block is marked by a comment of its own line before it:
-
-    <!-- run -->                it is run
-    <!-- run: tenant_admin -->  it is run when the key has this role
-    <!-- shows: TEXT -->        and its output holds this text
-
-The blocks are one script, from top to bottom, in a folder of their own. The server is named by BULKHEAD_TEST_URL, the
-credential by BULKHEAD_TEST_KEY; the corpus of that tenant should be new. Without them nothing is run, nor said to be.
-
-**Invariant:** this starts no server, and stops none.
+The blocks themselves are run by `tests/clients`, which starts a server for them.
 """
 
-import json
-import os
 import pathlib
 import re
-import shutil
-import subprocess
-import tempfile
+import sys
 import unittest
-import urllib.request
+
+import readme
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"<!-- run(?:: (?P<role>\w+))? -->\n(?P<shows>(?:<!-- shows: [^\n]* -->\n)*)```sh\n(?P<text>.*?)```\n", re.S)
-SHOWS = re.compile(r"<!-- shows: (.*) -->")
-BORDER = "@@ block"
-SECONDS = 300
 PATHS = re.compile(r"`((?:src|tests|scripts|migrations|models|demo|docs|\.ci)/[\w./-]*\w/?|[A-Z]\w+(?:\.md|\.toml))`")
 LINKS = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TESTS = re.compile(r"`([a-z_]+)::([a-z0-9_]+)`")
-
-
-def blocks(text):
-    """The marked blocks of a document, as (role or None, texts that the output holds, shell lines)."""
-    return [(m["role"], SHOWS.findall(m["shows"]), m["text"]) for m in BLOCK.finditer(text)]
 
 
 def documents():
     return [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
-def roles(url, key):
-    request = urllib.request.Request(f"{url}/auth/whoami", headers={"X-API-Key": key})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["roles"]
-
-
 class Readme(unittest.TestCase):
-    def test_every_marked_block_is_recognised(self):
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        self.assertEqual(len(blocks(text)), len(re.findall(r"^<!-- run", text, re.M)))
-        self.assertGreater(len(blocks(text)), 5)
+    def setUp(self):
+        self.text = (ROOT / "README.md").read_text(encoding="utf-8")
 
-    def test_the_marked_blocks_run_against_a_server(self):
-        url, key = os.environ.get("BULKHEAD_TEST_URL"), os.environ.get("BULKHEAD_TEST_KEY")
-        if not url or not key:
-            self.skipTest("BULKHEAD_TEST_URL and BULKHEAD_TEST_KEY name no server to run them against")
-        if shutil.which("curl") is None:
-            self.skipTest("curl is not installed")
-        held = roles(url, key)
-        marked = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-        chosen = [(shows, text) for role, shows, text in marked if role is None or role in held]
-        script = "\n".join(f'echo; echo "{BORDER} {n}"\n{text}' for n, (_, text) in enumerate(chosen))
-        environment = {**os.environ, "BULKHEAD": url, "KEY": key}
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                ["bash", "-eu", "-o", "pipefail", "-c", script],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=SECONDS,
-            )
-        outputs = re.split(rf"^{BORDER} \d+\n", done.stdout, flags=re.M)[1:]
-        self.assertEqual(done.returncode, 0, f"in block {len(outputs)}:\n{outputs[-1] if outputs else done.stdout}")
-        self.assertEqual(len(outputs), len(chosen))
-        for (shows, text), output in zip(chosen, outputs):
-            for wanted in shows:
-                with self.subTest(block=text, shows=wanted):
-                    self.assertIn(wanted, output)
-        left_out = len(marked) - len(chosen)
-        if left_out:
-            self.skipTest(f"{len(chosen)} blocks ran; {left_out} want a role that the key has not: it has {held}")
+    def test_every_block_that_a_person_would_type_says_whether_it_is_run(self):
+        blocks = readme.blocks(self.text)
+        self.assertEqual(len(blocks), len(re.findall(r"^\s*```(?:sh|bash|console|shell)$", self.text, re.M)))
+        self.assertGreater(sum(mark == "run" for mark, _, _ in blocks), 10)
+        for mark, _, lines in blocks:
+            with self.subTest(block=lines):
+                self.assertIsNotNone(mark, "neither `run` nor `not run: REASON`")
+
+    def test_what_fails_and_what_is_not_shown_is_told(self):
+        block = "<!-- run -->\n<!-- shows: {} -->\n```sh\n{}\n```\n"
+        run = lambda shows, line: readme.faults(block.format(shows, line), sys.executable, "http://nowhere", __file__)
+        self.assertEqual(run("nowhere/x", "echo http://127.0.0.1:9621/x"), [])
+        self.assertIn("is not shown by", *run("five", "echo four"))
+        self.assertIn("block 1 ended with 1", run("", "echo begun; false | cat; echo on")[0])
 
 
 class Named(unittest.TestCase):

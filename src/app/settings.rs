@@ -120,6 +120,27 @@ impl Validate for Settings {
         require((1..=1000).contains(&self.retrieval.top_k), "retrieval.top_k: 1 to 1000");
         require((1..=1000).contains(&self.retrieval.chunk_top_k), "retrieval.chunk_top_k: 1 to 1000");
         require(self.lexical.average_length > 0.0, "lexical.average_length: more than 0");
+        require((0.0..=1.0).contains(&self.retrieval.fusion.dense), "retrieval.fusion.dense: 0 to 1");
+        let pools = &self.database.pools;
+        let positive: [(&str, bool); 14] = [
+            ("database.pools.query_connections", pools.query_connections > 0),
+            ("database.pools.ingest_connections", pools.ingest_connections > 0),
+            ("database.pools.tenant_query_connections", pools.tenant_query_connections > 0),
+            ("database.pools.tenant_ingest_connections", pools.tenant_ingest_connections > 0),
+            ("audit.queue", self.audit.queue > 0),
+            ("audit.batch", self.audit.batch > 0),
+            ("vectors.max_open", self.vectors.max_open > 0),
+            ("vectors.max_searches", self.vectors.max_searches > 0),
+            ("vectors.max_writes", self.vectors.max_writes > 0),
+            ("projection.concurrent", self.projection.concurrent > 0),
+            ("projection.page", self.projection.page > 0),
+            ("ingestion.batch_documents", self.ingestion.batch_documents > 0),
+            ("ingestion.progress_chunks", self.ingestion.progress_chunks > 0),
+            ("retrieval.quoted_sentences", self.retrieval.quoted_sentences > 0),
+        ];
+        for (name, holds) in positive {
+            require(holds, &format!("{name}: at least 1"));
+        }
         faults
     }
 }

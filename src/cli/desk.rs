@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Global;
 use super::action::Action;
+use super::output;
 use crate::admin::Administration;
 use crate::app::{Foundation, Settings, while_working};
 use crate::domain::ids::TenantId;
@@ -63,6 +64,7 @@ impl Desk {
     }
 
     async fn alone(settings: &Settings, socket: &Path, file: &Path) -> anyhow::Result<Self> {
+        let _waiting = output::waiting("no server runs: opening the stores");
         let embedding = settings.embedding.clone();
         let model = tokio::task::spawn_blocking(move || Embedder::identify(&embedding)).await??;
         let foundation = Foundation::open(settings, &model).await.map_err(|error| {

@@ -10,6 +10,7 @@ mod action;
 mod config;
 mod desk;
 mod key;
+mod manual;
 mod operator;
 mod output;
 mod reembed;
@@ -19,7 +20,7 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::app::{self, Settings};
 use crate::tenancy::Role;
@@ -69,9 +70,10 @@ enum Command {
     Bench,
     /// Print every setting with its default and meaning, or check those in use.
     Config(config::Command),
-    /// Parse a document from standard input. Started by the server, in a cage.
-    #[command(hide = true)]
-    ParseWorker,
+    /// Print what a shell needs to complete command lines.
+    Completions(manual::Completions),
+    /// Write the manual pages, one for each command.
+    Man(manual::Man),
 }
 
 impl Global {
@@ -102,7 +104,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             return Ok(());
         }
         Command::Config(command) => return command.run(&global),
-        Command::ParseWorker => anyhow::bail!("parse-worker takes no other arguments and comes first"),
+        Command::Completions(command) => return command.run(Cli::command()),
+        Command::Man(command) => return command.run(Cli::command()),
         Command::Tenant(command) => block_on(command.run(&global))?,
         Command::Key(command) => block_on(command.run(&global))?,
         Command::Token(command) => block_on(command.run(&global))?,
@@ -131,7 +134,6 @@ mod tests {
 
     #[test]
     fn the_commands_are_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
@@ -148,6 +150,8 @@ mod tests {
             "bulkhead reembed --tenant t --all --model hashing --reason r",
             "bulkhead config --check",
             "bulkhead serve",
+            "bulkhead completions fish",
+            "bulkhead man target/man",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

@@ -1,7 +1,9 @@
 //! Answers on standard output: JSON for programs, lines and tables for people.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressFinish};
 use serde_json::Value;
 
 /// What a command answers.
@@ -16,6 +18,13 @@ impl Answer {
     pub(super) fn render(&self, json: bool) -> anyhow::Result<String> {
         Ok(if json { serde_json::to_string_pretty(&self.json)? } else { self.text.clone() })
     }
+}
+
+/// Shows on a terminal that something goes on, until it is dropped. Elsewhere nothing is shown.
+pub(super) fn waiting(words: &'static str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(words).with_finish(ProgressFinish::AndClear);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 /// Prints a line or several. A reader who went away is no failure.

@@ -4,6 +4,8 @@
 //! **Invariant:** a model's name names a namespace of the caller's tenant or nothing; there is no default for a
 //! name that is unknown.
 
+use std::cell::Cell;
+
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::ids::NamespaceName;
 use crate::domain::query::Mode;
@@ -11,7 +13,9 @@ use crate::inference::Message;
 use crate::retrieval::{Answer, RetrievalSettings};
 
 use super::problem::{Kind, Problem};
-use super::query::{Asked, Asking, Output, ReferenceBody, Reply, estimated_tokens, generate, references};
+use super::query::{
+    Asked, Asking, Broken, Gone, Output, ReferenceBody, Reply, each, estimated_tokens, generate, references,
+};
 
 /// How frontends mark a request for a conversation's title or tags.
 const TASK: &str = "\n<chat_history>\nUSER:";
@@ -117,6 +121,53 @@ pub(super) struct Answered {
     pub(super) prompt_tokens: usize,
     /// The list of references for those who see words alone; empty when there is nothing to list.
     pub(super) list: String,
+}
+
+/// What was said, once all of it was.
+pub(super) struct Said {
+    pub(super) text: String,
+    /// Estimated tokens of it.
+    pub(super) tokens: usize,
+    /// Whether a language model wrote it.
+    pub(super) llm_generated: bool,
+}
+
+impl Reply {
+    /// All of it, with what follows.
+    pub(super) fn whole(self, list: &str) -> Result<Said, Problem> {
+        let Self::Whole(answer) = self else {
+            return Err(Problem::internal("a whole answer came in pieces"));
+        };
+        let text = format!("{}{list}", answer.text);
+        Ok(Said { tokens: estimated_tokens(&text), text, llm_generated: answer.llm_generated })
+    }
+
+    /// Hands on its pieces as they come, and what follows; the text is then with whoever took them.
+    pub(super) async fn in_pieces(
+        self,
+        list: String,
+        take: impl AsyncFn(String) -> Result<(), Gone>,
+    ) -> Result<Said, Broken> {
+        let tokens = Cell::new(0);
+        let piece = async |text: String| {
+            tokens.set(tokens.get() + estimated_tokens(&text));
+            take(text).await
+        };
+        let llm_generated = match self {
+            Self::Whole(answer) => {
+                piece(answer.text).await?;
+                answer.llm_generated
+            }
+            Self::Pieces(pieces) => {
+                each(pieces, &piece).await?;
+                true
+            }
+        };
+        if !list.is_empty() {
+            piece(list).await?;
+        }
+        Ok(Said { text: String::new(), tokens: tokens.get(), llm_generated })
+    }
 }
 
 /// Answers a turn; `pieces`: as it is written.

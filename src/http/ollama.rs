@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::chat;
+use super::chat::{self, Answered, Said};
 use super::identity::Caller;
 use super::json::{AnyJson, Check, Faults};
 use super::problem::{Kind, Problem};
 use super::query::{
-    Asked, Asking, Broken, Framing, Lines, Reply, bound_conversation, each, estimated_tokens, respond,
+    Asked, Asking, Framing, Lines, ReferenceBody, bound_conversation, estimated_tokens, respond,
 };
 use super::state::App;
 use crate::domain::ids::NamespaceName;
@@ -189,7 +189,7 @@ pub(super) struct Answer {
     eval_count: u64,
     eval_duration: u64,
     /// What the marks `[n]` of the answer stand for.
-    references: Vec<super::query::ReferenceBody>,
+    references: Vec<ReferenceBody>,
     /// Whether a language model wrote it.
     llm_generated: bool,
 }
@@ -212,6 +212,12 @@ struct About {
 }
 
 impl About {
+    /// Of an answer whose material is there now.
+    fn new(model: String, shape: Shape, begun: Instant, asking: &Asking) -> Self {
+        let app = asking.app.clone();
+        Self { model, shape, found: app.clock.instant(), app, begun }
+    }
+
     fn line(&self, text: &str) -> Value {
         let mut line = json!({"model": self.model, "created_at": now(&self.app), "done": false});
         match self.shape {
@@ -222,21 +228,21 @@ impl About {
     }
 
     /// The line that ends an answer, or is it whole.
-    fn last(&self, text: &str, counts: Counts, answered: &Told) -> Value {
+    fn last(&self, said: &Said, references: &[ReferenceBody], prompt_tokens: usize) -> Value {
         let ended = self.app.clock.instant();
         let nanoseconds = |from: Instant, to: Instant| nanoseconds(to.saturating_duration_since(from));
-        let mut line = self.line(text);
+        let mut line = self.line(&said.text);
         line["done"] = json!(true);
         line["done_reason"] = json!("stop");
         line["total_duration"] = nanoseconds(self.begun, ended);
         line["load_duration"] = json!(0);
-        line["prompt_eval_count"] = json!(counts.prompt);
+        line["prompt_eval_count"] = json!(prompt_tokens);
         line["prompt_eval_duration"] = nanoseconds(self.begun, self.found);
-        line["eval_count"] = json!(counts.answer);
+        line["eval_count"] = json!(said.tokens);
         line["eval_duration"] = nanoseconds(self.found, ended);
-        line["llm_generated"] = json!(answered.llm_generated);
+        line["llm_generated"] = json!(said.llm_generated);
         match self.shape {
-            Shape::Chat => line["references"] = answered.references.clone(),
+            Shape::Chat => line["references"] = json!(references),
             Shape::Generate => line["context"] = json!([]),
         }
         line
@@ -247,64 +253,18 @@ fn nanoseconds(time: Duration) -> Value {
     json!(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Counts {
-    prompt: usize,
-    answer: usize,
-}
-
-/// What the last line says of an answer.
-struct Told {
-    references: Value,
-    llm_generated: bool,
-}
-
-/// An answer on its way out.
-struct Outgoing {
-    reply: Reply,
-    list: String,
-    references: Value,
-    prompt_tokens: usize,
-}
-
-impl Outgoing {
-    fn send(self, about: About, asking: Asking, stream: bool) -> Result<HttpResponse, Problem> {
-        if stream {
-            let work = move |lines: Lines| async move { self.write(&about, &lines).await };
-            return Ok(respond(asking.app, asking.caller, Framing::Lines, work));
-        }
-        let Reply::Whole(answer) = self.reply else {
-            return Err(Problem::internal("a whole answer came in pieces"));
-        };
-        let text = format!("{}{}", answer.text, self.list);
-        let counts = Counts { prompt: self.prompt_tokens, answer: estimated_tokens(&text) };
-        let told = Told { references: self.references, llm_generated: answer.llm_generated };
-        Ok(HttpResponse::Ok().json(about.last(&text, counts, &told)))
+/// Sends an answer, in lines or as one.
+fn send(answered: Answered, about: About, asking: Asking, stream: bool) -> Result<HttpResponse, Problem> {
+    let Answered { reply, references, prompt_tokens, list } = answered;
+    if !stream {
+        return Ok(HttpResponse::Ok().json(about.last(&reply.whole(&list)?, &references, prompt_tokens)));
     }
-
-    async fn write(self, about: &About, lines: &Lines) -> Result<(), Broken> {
-        let written = std::cell::Cell::new(0);
-        let piece = async |text: String| {
-            written.set(written.get() + estimated_tokens(&text));
-            lines.send(&about.line(&text)).await
-        };
-        let llm_generated = match self.reply {
-            Reply::Whole(answer) => {
-                piece(answer.text).await?;
-                answer.llm_generated
-            }
-            Reply::Pieces(pieces) => {
-                each(pieces, &piece).await?;
-                true
-            }
-        };
-        if !self.list.is_empty() {
-            piece(self.list).await?;
-        }
-        let counts = Counts { prompt: self.prompt_tokens, answer: written.get() };
-        lines.send(&about.last("", counts, &Told { references: self.references, llm_generated })).await?;
+    let work = move |lines: Lines| async move {
+        let said = reply.in_pieces(list, async |text: String| lines.send(&about.line(&text)).await).await?;
+        lines.send(&about.last(&said, &references, prompt_tokens)).await?;
         Ok(())
-    }
+    };
+    Ok(respond(asking.app, asking.caller, Framing::Lines, work))
 }
 
 /// Answers the last message of a conversation from the documents of the namespace that the model names.
@@ -335,16 +295,8 @@ pub(super) async fn chat(
     }
     let asking = Asking::new(app, &permit, caller, namespace, turn.asked, "chat.create");
     let answered = chat::answer(&asking, turn.task, stream).await?;
-    let app = asking.app.clone();
-    let found = app.clock.instant();
-    let about = About { model: body.model, shape: Shape::Chat, app, begun, found };
-    let outgoing = Outgoing {
-        reply: answered.reply,
-        list: answered.list,
-        references: json!(answered.references),
-        prompt_tokens: answered.prompt_tokens,
-    };
-    outgoing.send(about, asking, stream)
+    let about = About::new(body.model, Shape::Chat, begun, &asking);
+    send(answered, about, asking, stream)
 }
 
 /// Gives a text to the language model. Never looks for anything; without a language model it is 501.
@@ -379,11 +331,9 @@ pub(super) async fn generate(
             asking.reply(&found, stream).await
         })
         .await?;
-    let app = asking.app.clone();
-    let found = app.clock.instant();
-    let about = About { model: body.model, shape: Shape::Generate, app, begun, found };
-    let outgoing = Outgoing { reply, list: String::new(), references: json!([]), prompt_tokens };
-    outgoing.send(about, asking, stream)
+    let answered = Answered { reply, references: Vec::new(), prompt_tokens, list: String::new() };
+    let about = About::new(body.model, Shape::Generate, begun, &asking);
+    send(answered, about, asking, stream)
 }
 
 pub(super) fn routes(config: &mut ServiceConfig) {

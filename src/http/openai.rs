@@ -12,9 +12,7 @@ use super::extract::{Extraction, behind_gate, path_part};
 use super::identity::Caller;
 use super::json::{ApiJson, Check, Faults};
 use super::problem::Problem;
-use super::query::{
-    Asking, Broken, Framing, Lines, ReferenceBody, Reply, bound_conversation, each, estimated_tokens, respond,
-};
+use super::query::{Asking, Broken, Framing, Lines, ReferenceBody, bound_conversation, respond};
 use super::state::App;
 use crate::domain::ids::NamespaceName;
 use crate::inference::Message;
@@ -234,24 +232,21 @@ pub(super) async fn complete(
         let work = move |lines: Lines| async move { write(&about, answered, usage, &lines).await };
         return Ok(respond(asking.app, asking.caller, Framing::Events, work));
     }
-    let Reply::Whole(answer) = answered.reply else {
-        return Err(Problem::internal("a whole answer came in pieces"));
-    };
-    let content = format!("{}{}", answer.text, answered.list);
+    let said = answered.reply.whole(&answered.list)?;
     Ok(HttpResponse::Ok().json(Completion {
         id: about.id,
         object: "chat.completion",
         created: about.created,
         model: about.model,
-        usage: Usage::new(answered.prompt_tokens, estimated_tokens(&content)),
+        usage: Usage::new(answered.prompt_tokens, said.tokens),
         choices: [Choice {
             index: 0,
-            message: Answer { role: "assistant", content, refusal: None },
+            message: Answer { role: "assistant", content: said.text, refusal: None },
             finish_reason: "stop",
             logprobs: None,
         }],
         references: answered.references,
-        llm_generated: answer.llm_generated,
+        llm_generated: said.llm_generated,
     }))
 }
 
@@ -276,32 +271,16 @@ impl About {
 
 async fn write(about: &About, answered: Answered, usage: bool, lines: &Lines) -> Result<(), Broken> {
     lines.send(&about.chunk(&json!({"role": "assistant", "content": ""}), None)).await?;
-    let written = std::cell::Cell::new(0);
-    let piece = async |text: String| {
-        written.set(written.get() + estimated_tokens(&text));
-        lines.send(&about.chunk(&json!({"content": text}), None)).await
-    };
-    let llm_generated = match answered.reply {
-        Reply::Whole(answer) => {
-            piece(answer.text).await?;
-            answer.llm_generated
-        }
-        Reply::Pieces(pieces) => {
-            each(pieces, &piece).await?;
-            true
-        }
-    };
-    if !answered.list.is_empty() {
-        piece(answered.list).await?;
-    }
+    let piece = async |text: String| lines.send(&about.chunk(&json!({"content": text}), None)).await;
+    let said = answered.reply.in_pieces(answered.list, piece).await?;
     let mut last = about.chunk(&json!({}), Some("stop"));
     last["references"] = json!(answered.references);
-    last["llm_generated"] = json!(llm_generated);
+    last["llm_generated"] = json!(said.llm_generated);
     lines.send(&last).await?;
     if usage {
         let mut counted = about.chunk(&json!({}), None);
         counted["choices"] = json!([]);
-        counted["usage"] = json!(Usage::new(answered.prompt_tokens, written.get()));
+        counted["usage"] = json!(Usage::new(answered.prompt_tokens, said.tokens));
         lines.send(&counted).await?;
     }
     lines.raw(Bytes::from_static(b"data: [DONE]\n\n")).await?;

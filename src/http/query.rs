@@ -14,7 +14,7 @@ use serde_json::json;
 use asking::Found;
 pub(super) use asking::{Asking, Pieces, Reply, estimated_tokens, generate};
 pub(super) use request::{Asked, Output, bound_conversation};
-pub(super) use stream::{Broken, Framing, Lines, respond};
+pub(super) use stream::{Broken, Framing, Gone, Lines, respond};
 pub(super) use wire::{ReferenceBody, SourceBody, references};
 
 use super::extract::Namespace;
@@ -23,6 +23,7 @@ use super::json::ApiJson;
 use super::problem::Problem;
 use super::state::App;
 use crate::domain::query::Mode;
+use crate::retrieval::Stage;
 use crate::tenancy::{Permit, Read};
 pub(super) use request::QueryRequest;
 use request::Shown;
@@ -92,8 +93,8 @@ pub(super) async fn data(
 
 /// Answers a question in lines of JSON.
 ///
-/// First `{references}`, then `{response}` pieces, `{error}` on failure. With `include_progress`, `{progress}`
-/// lines come first and `{response_time}` last. An answer that is whole from the start, since no language model
+/// First `{references}`, then `{response}` pieces, `{error}` on failure. With `include_progress`, a `{progress}`
+/// line is sent as each step begins, before anything else, and `{response_time}` comes last. An answer that is whole from the start, since no language model
 /// writes it or since `stream` is false, is one line `{response, llm_generated, references}`.
 #[utoipa::path(
     post, path = "/query/stream", tag = "query", request_body = QueryRequest,
@@ -115,16 +116,28 @@ pub(super) async fn streamed(
     let asked = body.into_inner().asked(app.engine.settings());
     let asking = Asking::new(app, &permit, caller, namespace.0, asked, "query.stream");
     // Before the first byte, so that what cannot be answered has a status that says so.
-    let found = asking.find().await?;
-    if asking.asked.question.mode == Mode::Bypass && asking.app.language_model.is_none() {
-        asking.reply(&found, false).await?;
-    }
+    let found = if shown.progress && asking.asked.question.mode != Mode::Bypass {
+        asking.require_answerable().await?;
+        None
+    } else {
+        let found = asking.find().await?;
+        if asking.asked.question.mode == Mode::Bypass && asking.app.language_model.is_none() {
+            asking.reply(&found, false).await?;
+        }
+        Some(found)
+    };
     let (app, caller) = (asking.app.clone(), asking.caller.clone());
     let work = move |lines: Lines| async move {
-        if shown.progress {
-            for step in steps(asking.asked.question.mode) {
-                lines.send(&json!({"progress": step})).await?;
+        let progress = |step: &str| lines.tell(&json!({"progress": step}));
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let mode = asking.asked.question.mode;
+                asking.find_telling(&|stage| steps(mode, stage).iter().copied().for_each(progress)).await?
             }
+        };
+        if shown.progress {
+            progress("generating_response");
         }
         write(&asking, &found, shown, &lines).await?;
         if shown.progress {
@@ -136,19 +149,14 @@ pub(super) async fn streamed(
     Ok(respond(app, caller, Framing::Lines, work))
 }
 
-/// The steps that were taken, and the one that follows.
-fn steps(mode: Mode) -> &'static [&'static str] {
-    match mode {
-        Mode::Bypass => &["generating_response"],
-        Mode::Naive => &["extracting_keywords", "retrieving_chunks", "generating_response"],
-        _ => &[
-            "extracting_keywords",
-            "retrieving_entities",
-            "retrieving_relations",
-            "retrieving_chunks",
-            "reranking",
-            "generating_response",
-        ],
+/// What begins with a stage, in the words that LightRAG's clients know.
+fn steps(mode: Mode, stage: Stage) -> &'static [&'static str] {
+    match stage {
+        Stage::Ranking => &["extracting_keywords"],
+        Stage::Walking => &["retrieving_entities", "retrieving_relations"],
+        Stage::Reading => &["retrieving_chunks"],
+        Stage::Ordering if mode == Mode::Naive => &[],
+        Stage::Ordering => &["reranking"],
     }
 }
 
@@ -177,7 +185,7 @@ async fn write(asking: &Asking, found: &Found, shown: Shown, lines: &Lines) -> R
 /// Hands on each piece of an answer.
 pub(super) async fn each(
     mut pieces: Pieces,
-    write: impl AsyncFn(String) -> Result<(), stream::Gone>,
+    write: impl AsyncFn(String) -> Result<(), Gone>,
 ) -> Result<(), Broken> {
     use futures::StreamExt;
     while let Some(piece) = pieces.next().await {

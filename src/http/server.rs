@@ -17,14 +17,13 @@ use actix_web::dev::{ServerHandle, ServiceFactory, ServiceRequest, ServiceRespon
 use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, ServiceConfig};
 use actix_web::{App as Routes, Error, HttpResponse, HttpServer};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::task::JoinSet;
 
 use super::edge::edge;
 use super::problem::Problem;
-use super::settings::{HttpSettings, TlsSettings};
+use super::settings::HttpSettings;
 use super::state::App;
+use super::tls::{Certificate, TlsError};
 use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query};
 
 /// The server cannot begin.
@@ -43,8 +42,8 @@ pub enum ServeError {
         source: io::Error,
     },
     /// Certificate or key cannot be used.
-    #[error("http.tls: {0}")]
-    Tls(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// The routes of tenants.
@@ -109,6 +108,8 @@ pub struct Serving {
     socket: Option<PathBuf>,
     handles: Vec<ServerHandle>,
     running: JoinSet<io::Result<()>>,
+    // Ends with the server.
+    _following: JoinSet<()>,
 }
 
 /// Begins to serve tenants on the configured address, and operators on the Unix socket (mode 0600) and, when
@@ -122,7 +123,8 @@ pub fn serve(app: Arc<App>, admin_socket: Option<&Path>) -> Result<Serving, Serv
     if !faults.is_empty() {
         return Err(ServeError::Settings(faults));
     }
-    let tls = settings.tls.as_ref().map(tls).transpose()?;
+    let certificate = settings.tls.as_ref().map(Certificate::load).transpose()?;
+    let tls = certificate.as_ref().map(Certificate::config).transpose()?;
     let data = Data::from(app);
     let listener = listen(settings.address)?;
     let address = local(&listener, settings.address)?;
@@ -143,7 +145,12 @@ pub fn serve(app: Arc<App>, admin_socket: Option<&Path>) -> Result<Serving, Serv
         running.spawn(server);
     }
     let scheme = if tls.is_some() { "https" } else { "http" };
-    Ok(Serving { address, admin_address, scheme, socket: admin_socket.map(Path::to_owned), handles, running })
+    let socket = admin_socket.map(Path::to_owned);
+    let mut following = JoinSet::new();
+    if let Some(certificate) = certificate {
+        following.spawn(certificate.follow());
+    }
+    Ok(Serving { address, admin_address, scheme, socket, handles, running, _following: following })
 }
 
 impl Serving {
@@ -244,18 +251,4 @@ fn unix(data: &Data<App>, path: &Path) -> Result<actix_web::dev::Server, ServeEr
     std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600)).map_err(failed(&place))?;
     std::fs::rename(&unnamed, path).map_err(failed(&place))?;
     Ok(server!(data, Side::Operators).listen_uds(listener).map_err(failed(&place))?.run())
-}
-
-fn tls(settings: &TlsSettings) -> Result<rustls::ServerConfig, ServeError> {
-    let wrong =
-        |path: &Path, error: &dyn std::fmt::Display| ServeError::Tls(format!("{}: {error}", path.display()));
-    let certificates = CertificateDer::pem_file_iter(&settings.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(&settings.certificate, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&settings.key).map_err(|error| wrong(&settings.key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key))
-        .map_err(|error| wrong(&settings.certificate, &error))
 }

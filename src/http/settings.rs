@@ -79,6 +79,13 @@ pub struct TlsSettings {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// How often both are looked at again, seconds; what changed is in use from then on.
+    #[serde(default = "reload_seconds")]
+    pub reload_seconds: u64,
+}
+
+const fn reload_seconds() -> u64 {
+    10
 }
 
 impl Default for HttpSettings {
@@ -149,6 +156,7 @@ impl HttpSettings {
             ("progress_poll_ms", self.progress_poll_ms),
             ("requests_per_second", u64::from(self.requests_per_second)),
             ("request_burst", u64::from(self.request_burst)),
+            ("tls.reload_seconds", self.tls.as_ref().map_or(1, |tls| tls.reload_seconds)),
         ];
         faults.extend(
             times.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")),

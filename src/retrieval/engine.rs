@@ -140,6 +140,19 @@ pub enum RetrievalError {
     NoModel(ModelId),
 }
 
+/// What retrieval begins to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The question is embedded, its terms are weighed, and both are searched for.
+    Ranking,
+    /// The graph is walked.
+    Walking,
+    /// The texts are read and checked.
+    Reading,
+    /// What was found is put in its order and within its bounds.
+    Ordering,
+}
+
 /// Called with a corpus whose index is behind or missing.
 pub type OnBehind = Arc<dyn Fn(&Corpus) + Send + Sync>;
 
@@ -183,9 +196,24 @@ impl Engine {
         namespace: &NamespaceName,
         question: &Question,
     ) -> Result<Option<Material>, RetrievalError> {
+        self.retrieve_telling(reader, namespace, question, &|_| ()).await
+    }
+
+    /// The same, and `begun` is told of each stage as it begins.
+    ///
+    /// # Errors
+    /// As [`Engine::retrieve`].
+    pub async fn retrieve_telling(
+        &self,
+        reader: &TenantReader,
+        namespace: &NamespaceName,
+        question: &Question,
+        begun: &(dyn Fn(Stage) + Sync),
+    ) -> Result<Option<Material>, RetrievalError> {
         if question.mode == Mode::Bypass {
             return Ok(Some(Material::default()));
         }
+        begun(Stage::Ranking);
         let Some(mut ranking) = self.rank(reader, namespace, question).await? else { return Ok(None) };
         let mut metadata = Metadata { corpus_seq: ranking.corpus.seq().0, ..Metadata::default() };
         if ranking.embedding.is_empty() {
@@ -194,8 +222,12 @@ impl Engine {
         let wanted = question.chunk_top_k.get();
         let walked = match question.mode {
             Mode::Naive | Mode::Bypass => None,
-            _ => self.walk(&ranking, question, &mut metadata).await,
+            _ => {
+                begun(Stage::Walking);
+                self.walk(&ranking, question, &mut metadata).await
+            }
         };
+        begun(Stage::Reading);
         let order = walked.as_ref().map_or(&ranking.fused, |walked| &walked.chunks);
         let (mut chunks, mut stale) = rows(&ranking.corpus, order, &ranking.versions, wanted).await?;
         if stale > 0 && chunks.len() < wanted {
@@ -208,6 +240,7 @@ impl Engine {
             chunks.extend(refill);
             stale += gone;
         }
+        begun(Stage::Ordering);
         within_budget(&mut chunks, question.max_total_tokens);
         metadata.fallback = ranking.fallback;
         metadata.foreign = ranking.trimmed.foreign;

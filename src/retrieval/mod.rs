@@ -15,7 +15,7 @@ pub mod view;
 
 pub use answer::Answer;
 pub use engine::{
-    Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings,
+    Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings, Stage,
 };
 pub use entities::{Entity, Relation};
 pub use view::{GraphView, entity_keys};

@@ -282,3 +282,37 @@ fn settings_are_printed_with_their_meaning_and_checked() {
     let wrong = shell.run(&["tenant", "create"]);
     assert_eq!(wrong.status.code(), Some(2), "a wrong usage");
 }
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let shell = Shell::new();
+    for (name, words) in [
+        ("bash", ["complete -F _bulkhead", "--operator-key"]),
+        ("zsh", ["#compdef bulkhead", "--operator-key"]),
+        ("fish", ["complete -c bulkhead", "operator-key"]),
+    ] {
+        let output = shell.run(&["completions", name]);
+        let script = String::from_utf8(output.stdout).expect("text");
+        assert!(output.status.success(), "{name}");
+        for word in words.iter().chain(&["suspend", "completions"]) {
+            assert!(script.contains(word), "{name}: {word}");
+        }
+        assert!(!script.contains("parse-worker"), "{name} offers what nobody types");
+    }
+    let bash = shell.place.base.path().join("bulkhead.bash");
+    fs::write(&bash, shell.run(&["completions", "bash"]).stdout).expect("written");
+    let script = "source $0; COMP_WORDS=(bulkhead tenant su); COMP_CWORD=2; _bulkhead bulkhead su tenant; echo ${COMPREPLY[@]}";
+    let completed = Command::new("bash").args(["-c", script]).arg(&bash).output().expect("bash");
+    assert_eq!(String::from_utf8_lossy(&completed.stdout).trim(), "suspend", "{completed:?}");
+
+    let folder = shell.place.base.path().join("manual/pages");
+    let made = shell.run(&["man", folder.to_str().expect("a path")]);
+    assert!(made.status.success(), "{made:?}");
+    let page =
+        |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(page("bulkhead.1").contains(".TH bulkhead 1"));
+    assert!(page("bulkhead-tenant-suspend.1").contains("let its jobs wait"));
+    assert!(!folder.join("bulkhead-parse-worker.1").exists());
+    let nowhere = shell.complaint(&["man", "/proc/nowhere"]);
+    assert!(nowhere.contains("/proc/nowhere"), "{nowhere}");
+}

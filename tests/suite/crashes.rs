@@ -15,11 +15,11 @@ use serde_json::json;
 
 use child::{Ground, Running};
 
-/// The longest that a second start may take on a machine that does nothing else.
+/// The longest that a second start may take.
 const SECOND_START: Duration = Duration::from_secs(3);
 
-/// How many times as long it may take beside other tests, without optimisation.
-const MARGIN: u32 = 4;
+/// How often it is tried, since other tests run beside it; the quickest counts.
+const STARTS: usize = 3;
 
 /// One call that takes several texts in, and what is known of it.
 struct Call {
@@ -185,14 +185,14 @@ async fn a_server_told_to_stop_keeps_what_it_accepted_and_starts_again_at_once()
     assert_eq!(book.ground.postgres(), None, "its PostgreSQL stopped with it");
 
     let mut quickest = Duration::MAX;
-    for _ in 0..2 {
+    for _ in 0..STARTS {
         let server = book.ground.start(None).await;
         quickest = quickest.min(server.took);
         book.check(&server).await;
         assert!(server.terminate().success());
     }
     println!("a second start took {quickest:?}");
-    assert!(quickest < SECOND_START * MARGIN, "a second start took {quickest:?}");
+    assert!(quickest < SECOND_START, "a second start took {quickest:?}");
 }
 
 fn alive(pid: i32) -> bool {

@@ -21,7 +21,7 @@ use bulkhead::store::postgres::roles::Role;
 use bulkhead::store::postgres::{PoolSettings, Postgres, RoleAddresses, migrate};
 use bulkhead::store::uploads::Uploads;
 use bulkhead::store::vector::{Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
-use bulkhead::store::{CorpusWriter, Partition, StoreError, Stores};
+use bulkhead::store::{CorpusWriter, ErrorKind, Partition, StoreError, Stores};
 use bulkhead::tenancy::{Permit, Write, reauthorise};
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
@@ -254,6 +254,8 @@ pub fn chunk(ordinal: i32, text: &str) -> NewChunk {
     for x in &mut embedding {
         *x /= length;
     }
+    // As long as what the hashing model makes of a question.
+    embedding.resize(384, 0.0);
     let mut terms = BTreeMap::new();
     for word in text.split_whitespace() {
         *terms.entry(term(word)).or_insert(0.0) += 1.0;
@@ -356,7 +358,7 @@ impl VectorIndex for MemoryIndex {
     }
 
     async fn rebuild(&self, _: &Partition) -> Result<Box<dyn Rebuild>, StoreError> {
-        unimplemented!("no test rebuilds this index")
+        Err(StoreError::new(ErrorKind::Unavailable, "memory", "rebuild", "no test rebuilds this index"))
     }
 
     async fn wants_rebuild(&self, _: &Partition) -> bool {

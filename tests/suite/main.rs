@@ -38,9 +38,12 @@ mod round_trips;
 mod row_level_security;
 mod running;
 mod server;
+mod settings;
 mod site;
 mod store;
 mod store_races;
+mod streams;
+mod transport;
 mod two_tenants;
 mod uploaded_files;
 #[cfg(feature = "laboratory")]

@@ -13,6 +13,7 @@ use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource, NamespaceName, System
 use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::store::postgres::documents::{Acceptance, Content, NewDocument, OnExisting};
 use bulkhead::store::postgres::ingest::{Mentions, NewChunk, ProcessedDocument};
+use bulkhead::store::postgres::projection::History;
 use bulkhead::store::qdrant_edge::{EdgeIndex, EdgeSettings};
 use bulkhead::store::uploads::Uploads;
 use bulkhead::store::vector::{Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::Database;
+use crate::deployment::{Harness, chunk};
 
 /// Shards, with what is done to them observed and disturbed.
 struct Observed {
@@ -456,4 +458,26 @@ async fn a_suspended_tenant_waits_and_a_deleted_namespace_leaves_no_index() {
     shutdown.cancel();
     running.await.expect("ended");
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn history_stays_until_every_consumer_has_passed_it() {
+    let harness = Harness::new().await;
+    let permit = harness.tenant().await;
+    let corpus = harness.corpus(&permit).await;
+    corpus.index_flush("slow").await.expect("registered at 0");
+    for id in ["a", "b"] {
+        harness.put(&corpus, id, vec![chunk(0, id)]).await;
+    }
+    let follow = async |from: Seq| match corpus.history(from, 100).await.expect("history") {
+        History::Changes(changes) => Some(changes),
+        History::Broken | History::Gone => None,
+    };
+    corpus.index_apply(follow(Seq(0)).await.expect("leads on")).await.expect("applied");
+    corpus.index_flush("fast").await.expect("flushed");
+    assert!(follow(Seq(0)).await.is_some(), "the slow one still needs it");
+    corpus.index_flush("slow").await.expect("flushed");
+    assert!(follow(Seq(0)).await.is_none(), "forgotten");
+    assert_eq!(follow(Seq(2)).await.map(|changes| changes.through), Some(Seq(2)));
+    harness.close().await;
 }

@@ -71,6 +71,10 @@ impl Site {
     }
 
     pub async fn with(limits: HttpSettings) -> Self {
+        Self::with_auth(limits, AuthSettings::default()).await
+    }
+
+    pub async fn with_auth(limits: HttpSettings, auth: AuthSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let harness = Harness::new().await;
         let folder = tempfile::tempdir().expect("folder");
@@ -80,7 +84,6 @@ impl Site {
         let operator = ApiKey::generate(KeyKind::Operator, ids.as_ref());
         let digest = operator.digest(&pepper);
         harness.stores.operator_require(operator.id(), digest, "test").await.expect("operator");
-        let auth = AuthSettings::default();
         let key = folder.path().join("token-key.pem");
         let signer =
             TokenSigner::load_or_create(&key, &auth, Arc::clone(&clock), Arc::clone(&ids)).expect("signer");
@@ -149,6 +152,11 @@ impl Site {
 
     pub fn address(&self) -> std::net::SocketAddr {
         self.serving.address()
+    }
+
+    /// Where operators are served besides the socket.
+    pub fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        self.serving.admin_address()
     }
 
     pub fn url(&self) -> String {

@@ -12,7 +12,6 @@ use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
 use bulkhead::store::postgres::ingest::{NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::{IngestTask, Progress};
-use bulkhead::store::postgres::projection::History;
 use bulkhead::store::vector::{Terms, VectorQuery};
 
 use crate::consistency::{consistent, residue};
@@ -356,28 +355,6 @@ async fn counts_and_histories_stay_true_through_any_changes() {
         points.extend(page.into_iter().map(|point| point.chunk));
     }
     assert_eq!(points, harness.index.chunks(corpus.partition()));
-    harness.close().await;
-}
-
-#[tokio::test]
-async fn history_stays_until_every_consumer_has_passed_it() {
-    let harness = Harness::new().await;
-    let permit = harness.tenant().await;
-    let corpus = harness.corpus(&permit).await;
-    corpus.index_flush("slow").await.expect("registered at 0");
-    for id in ["a", "b"] {
-        harness.put(&corpus, id, vec![chunk(0, id)]).await;
-    }
-    let follow = async |from: Seq| match corpus.history(from, 100).await.expect("history") {
-        History::Changes(changes) => Some(changes),
-        History::Broken | History::Gone => None,
-    };
-    corpus.index_apply(follow(Seq(0)).await.expect("leads on")).await.expect("applied");
-    corpus.index_flush("fast").await.expect("flushed");
-    assert!(follow(Seq(0)).await.is_some(), "the slow one still needs it");
-    corpus.index_flush("slow").await.expect("flushed");
-    assert!(follow(Seq(0)).await.is_none(), "forgotten");
-    assert_eq!(follow(Seq(2)).await.map(|changes| changes.through), Some(Seq(2)));
     harness.close().await;
 }
 

@@ -21,7 +21,7 @@ use crate::http::problem::{Kind, Problem};
 use crate::http::state::App;
 use crate::inference::{LanguageModel, Message};
 use crate::retrieval::answer::{NOTHING_FOUND, context, prompt};
-use crate::retrieval::{Answer, Material};
+use crate::retrieval::{Answer, Material, Stage};
 use crate::store::TenantReader;
 use crate::tenancy::{Permit, Read, RefusalKind};
 
@@ -81,38 +81,56 @@ impl Asking {
 
     /// Finds the material. `default` exists before its first document; any other unknown namespace is not there.
     pub(crate) async fn find(&self) -> Result<Found, Problem> {
-        let outcome = self.retrieve().await;
-        let scope = self.caller.scope();
-        let entry = |decision| {
-            AuditEntry::new(AuditKind::Query, self.action, decision)
-                .of_query(self.app.audit.query_hash(scope, &self.asked.text))
-        };
-        match outcome {
+        self.find_telling(&|_| ()).await
+    }
+
+    /// The same, and `begun` is told of each stage as it begins.
+    pub(crate) async fn find_telling(&self, begun: &(dyn Fn(Stage) + Sync)) -> Result<Found, Problem> {
+        match self.retrieve(begun).await {
             Ok(material) => {
                 let metadata = &material.metadata;
                 let dropped = metadata.stale + metadata.foreign;
-                let entry = entry(Decision::Allowed)
+                let entry = self
+                    .entry(Decision::Allowed)
                     .with_ids(material.chunks.iter().map(|chunk| chunk.row.chunk.to_string()))
                     .dropping(dropped as u64);
-                self.app.audit.record(scope, entry).await;
+                self.app.audit.record(self.caller.scope(), entry).await;
                 if metadata.foreign > 0 {
                     self.alarm(metadata.foreign).await;
                 }
                 Ok(self.within_budget(material))
             }
-            Err(problem) => {
-                self.app.audit.record(scope, entry(Decision::Failed).because(problem.kind().slug())).await;
-                Err(problem)
-            }
+            Err(problem) => Err(self.failed(problem).await),
         }
     }
 
-    async fn retrieve(&self) -> Result<Material, Problem> {
+    /// Whether a question can be answered at all, for an answer that begins before anything is looked for.
+    pub(crate) async fn require_answerable(&self) -> Result<(), Problem> {
+        match self.require_namespace().await {
+            Ok(()) => Ok(()),
+            Err(problem) => Err(self.failed(problem).await),
+        }
+    }
+
+    fn entry(&self, decision: Decision) -> AuditEntry {
+        AuditEntry::new(AuditKind::Query, self.action, decision)
+            .of_query(self.app.audit.query_hash(self.caller.scope(), &self.asked.text))
+    }
+
+    /// A question that came to nothing, which the audit log knows from here on.
+    async fn failed(&self, problem: Problem) -> Problem {
+        let entry = self.entry(Decision::Failed).because(problem.kind().slug());
+        self.app.audit.record(self.caller.scope(), entry).await;
+        problem
+    }
+
+    async fn retrieve(&self, begun: &(dyn Fn(Stage) + Sync)) -> Result<Material, Problem> {
         if self.asked.question.mode == Mode::Bypass {
             self.require_namespace().await?;
             return Ok(Material::default());
         }
-        let found = self.app.engine.retrieve(&self.reader, &self.namespace, &self.asked.question).await?;
+        let question = &self.asked.question;
+        let found = self.app.engine.retrieve_telling(&self.reader, &self.namespace, question, begun).await?;
         found.or_else(|| self.empty().then(Material::default)).ok_or_else(Problem::not_found)
     }
 

@@ -75,6 +75,11 @@ impl Lines {
         self.raw(self.framing.line(value)).await
     }
 
+    /// Writes one value from where nothing can wait. It is lost when the client is so slow that lines wait.
+    pub(crate) fn tell(&self, value: &Value) {
+        let _lost = self.sender.try_send(self.framing.line(value));
+    }
+
     /// Writes bytes as they are.
     pub(crate) async fn raw(&self, bytes: Bytes) -> Result<(), Gone> {
         self.sender.send(bytes).await.map_err(|_| Gone)
