@@ -14,6 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use settings::{DatabaseSettings, Settings};
 
@@ -22,6 +23,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::domain::lexical::Lexicon;
 use crate::inference::{Embedder, LanguageModel};
+use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::projector::Projector;
 use crate::jobs::worker::Workers;
 use crate::pipeline::chunk::{ChunkSettings, Chunker};
@@ -60,7 +62,9 @@ pub struct Foundation {
     /// The audit log.
     pub audit: Audit,
     postgres: Postgres,
+    index: EdgeIndex,
     private: Option<PrivateServer>,
+    node: Uuid,
     _lock: DataLock,
 }
 
@@ -88,7 +92,8 @@ impl Foundation {
         );
         let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
+        let stores = Stores::new(postgres.clone(), Arc::new(index.clone()), uploads);
+        let node = node(&data_dir, ids.as_ref())?;
 
         let secrets = data_dir.join("secrets");
         let pepper_file = secrets.join("api-key-pepper");
@@ -125,7 +130,9 @@ impl Foundation {
             signer: Arc::new(signer),
             audit,
             postgres,
+            index,
             private,
+            node,
             _lock: lock,
         })
     }
@@ -143,18 +150,29 @@ impl Foundation {
         }
     }
 
-    /// Writes what is queued, closes every connection, and stops the private database.
+    /// Writes what is queued, flushes every shard, closes every connection, and stops the private database.
     ///
     /// # Errors
     /// When the private database does not stop.
     pub async fn close(self) -> anyhow::Result<()> {
         self.audit.flush().await;
+        self.index.close().await;
         self.postgres.close().await;
         if let Some(private) = self.private {
             private.stop().await?;
         }
         Ok(())
     }
+}
+
+/// The identity of a data folder among others over the same database; made with the folder. Whoever copies a
+/// folder without it being a move removes `node-id` from the copy: two servers of one identity free each other's
+/// leases, and do work twice.
+fn node(data_dir: &Path, ids: &dyn IdSource) -> anyhow::Result<Uuid> {
+    let file = data_dir.join("node-id");
+    let text = secret_file::load_or_create(&file, || ids.uuid().to_string().into())?;
+    let node: Result<Uuid, _> = text.expose_secret().trim().parse();
+    node.with_context(|| format!("{} does not hold an identity", file.display()))
 }
 
 /// The addresses of the database, private or given.
@@ -242,7 +260,7 @@ impl Server {
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
         let pipeline = Pipeline {
-            parser: Parser::new(program, settings.parse, settings.ingestion.workers),
+            parser: Parser::new(program, settings.parse, settings.ingestion.parsers()),
             chunker: Chunker::new(
                 &embedder.tokenizer(),
                 ChunkSettings {
@@ -265,7 +283,17 @@ impl Server {
             settings.ingestion.clone(),
             Arc::clone(clock),
             Arc::clone(&wake),
+            foundation.node,
         );
+        let orphans =
+            OrphanSweep::new(stores.clone(), Arc::clone(&directory), settings.orphans, Arc::clone(clock));
+        let freed = stores.leases_free(foundation.node).await?;
+        if freed > 0 {
+            tracing::warn!(
+                jobs = freed,
+                "the server before this one ended in the middle of its work; it goes on"
+            );
+        }
         let kick = {
             let projector = projector.clone();
             Arc::new(move |corpus: &Corpus| projector.kick(corpus)) as OnBehind
@@ -299,8 +327,11 @@ impl Server {
         };
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
-        let background =
-            vec![tokio::spawn(workers.run(stop.clone())), tokio::spawn(projector.run(stop.clone()))];
+        let background = vec![
+            tokio::spawn(workers.run(stop.clone())),
+            tokio::spawn(projector.run(stop.clone())),
+            tokio::spawn(orphans.run(stop.clone())),
+        ];
         tracing::info!(%address, "Bulkhead answers");
         Ok(Self { address, stop, http, background, foundation })
     }

@@ -4,11 +4,15 @@
 //!
 //! **Invariant:** an unknown or impossible setting is an error at start, and all impossible ones are told together.
 
+mod crash_point;
+
 use std::path::Path;
 
 use figment::Figment;
 use figment::providers::{Env, Format, Toml};
 use serde::de::DeserializeOwned;
+
+pub use crash_point::crash_point;
 
 /// The documented defaults, as a file.
 pub const DEFAULTS: &str = include_str!("default.toml");

@@ -2,5 +2,7 @@
 //!
 //! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
+pub mod orphans;
+mod places;
 pub mod projector;
 pub mod worker;

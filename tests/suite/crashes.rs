@@ -3,11 +3,15 @@
 //!
 //! Accepted is what a call was answered for. It must be there after the next start, once.
 
+#[cfg(feature = "laboratory")]
+mod changes;
 mod child;
+mod database;
+mod storm;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource as _, SystemIds};
@@ -17,6 +21,9 @@ use child::{Ground, Running};
 
 /// The longest that a second start may take on a machine that does nothing else.
 const SECOND_START: Duration = Duration::from_secs(3);
+
+/// The longest until work goes on that a dead server had leased: far less than a lease, which is 60 s.
+const TAKEN_UP: Duration = Duration::from_secs(15);
 
 /// How many times as long it may take beside other tests, without optimisation.
 const MARGIN: u32 = 4;
@@ -80,6 +87,11 @@ impl Book {
         self.calls.push(Call { number, once, answered });
     }
 
+    /// Waits until nothing waits.
+    async fn settle(&self, server: &Running) {
+        self.ground.settled(server).await;
+    }
+
     /// What was accepted is there, once, in documents, chunks and answers; what was not answered can be sent
     /// again and is there once then.
     async fn check(&mut self, server: &Running) {
@@ -128,12 +140,13 @@ impl Book {
     }
 }
 
-/// Killed where ingestion has opened its jobs, cut and read their texts, embedded them, committed them.
+/// Killed where ingestion has opened its jobs, cut and read their texts, embedded them, committed them; and where
+/// projection has read the changes, applied them, written them to the disk but not that it did.
 #[cfg(feature = "laboratory")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_any_stage_of_ingestion_loses_and_doubles_nothing() {
+async fn a_crash_at_any_stage_of_ingestion_and_projection_loses_and_doubles_nothing() {
     let mut book = Book::new("hashing").await;
-    for stage in ["opened", "analysed", "embedded", "committed"] {
+    for stage in ["opened", "analysed", "embedded", "committed", "not-yet-applied", "applied", "flushed"] {
         let mut server = book.ground.start(Some(stage)).await;
         book.send(&server).await;
         assert!(!server.ended().success(), "it ends at {stage}");
@@ -141,6 +154,9 @@ async fn a_crash_at_any_stage_of_ingestion_loses_and_doubles_nothing() {
         let server = book.ground.start(None).await;
         let now = book.ground.postgres().expect("PostgreSQL runs");
         assert!(orphan.is_none_or(|pid| pid == now || !alive(pid)), "the orphan is adopted or stopped");
+        let begun = Instant::now();
+        book.ground.settled(&server).await;
+        assert!(begun.elapsed() < TAKEN_UP, "what was leased waited for {:?}", begun.elapsed());
         book.check(&server).await;
         assert!(server.terminate().success());
     }
@@ -184,15 +200,44 @@ async fn a_server_told_to_stop_keeps_what_it_accepted_and_starts_again_at_once()
     assert!(server.ended().success(), "{}", book.ground.log());
     assert_eq!(book.ground.postgres(), None, "its PostgreSQL stopped with it");
 
+    let kept = watermarks(&book.ground);
+    assert_eq!(kept.len(), 1, "one shard, whose record says that all of it is durable: {kept:?}");
+    assert_permissions(&book.ground);
     let mut quickest = Duration::MAX;
     for _ in 0..2 {
         let server = book.ground.start(None).await;
         quickest = quickest.min(server.took);
         book.check(&server).await;
+        let history = book.ground.history(&server).await;
         assert!(server.terminate().success());
+        assert_eq!(watermarks(&book.ground), [history], "a stop makes everything durable");
     }
     println!("a second start took {quickest:?}");
     assert!(quickest < SECOND_START * MARGIN, "a second start took {quickest:?}");
+}
+
+/// Up to where each shard's record says that it is durable.
+fn watermarks(ground: &Ground) -> Vec<i64> {
+    let files = ground.below("shards");
+    let records = files.iter().filter(|path| path.ends_with("watermark.json"));
+    let read = |path| serde_json::from_slice(&std::fs::read(path).expect("a record")).expect("JSON");
+    records.map(|path| read(path)).filter_map(|record: serde_json::Value| record["seq"].as_i64()).collect()
+}
+
+/// Nobody but the server's own user reads, writes or enters what it made.
+fn assert_permissions(ground: &Ground) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut paths = ground.below("");
+    paths.push(ground.data().to_owned());
+    assert!(paths.len() > 100, "{paths:?}");
+    let mut open = Vec::new();
+    for path in paths {
+        let Ok(about) = std::fs::symlink_metadata(&path) else { continue };
+        if !about.is_symlink() && about.permissions().mode() & 0o077 != 0 {
+            open.push(format!("{:o} {}", about.permissions().mode(), path.display()));
+        }
+    }
+    assert!(open.is_empty(), "{}", open.join("\n"));
 }
 
 fn alive(pid: i32) -> bool {
