@@ -84,11 +84,11 @@ async fn jobs_that_read_files_are_leased_apart_and_only_when_there_is_a_place_fo
     let permit = harness.tenant().await;
     let corpus = harness.corpus(&permit).await;
     let upload = corpus.upload_put(Bytes::from_static(b"a file")).await.expect("stored");
-    let mut file = document("file", "a file");
+    let mut file = document("scan", "a scan");
     file.content = Content::Upload(upload);
     accept(&corpus, &[file], OnExisting::Replace).await;
     harness.clock.advance(Duration::from_secs(1));
-    accept(&corpus, &[document("text", "a text")], OnExisting::Replace).await;
+    accept(&corpus, &[document("note", "a note")], OnExisting::Replace).await;
     let tenant = permit.scope().tenant();
     let without = LeaseTerms { uploads: false, ..terms(100, 1000) };
     let texts = harness.stores.job_lease(tenant, without).await.expect("leased");
@@ -304,6 +304,7 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
     let (permit, neighbour) = (harness.tenant().await, harness.tenant().await);
     let (corpus, other) = (harness.corpus(&permit).await, harness.corpus(&neighbour).await);
     let gone = harness.namespace(&permit, "gone").await;
+    harness.put(&gone, "doc", vec![chunk(0, "gone")]).await;
     let put = async |corpus: &bulkhead::store::CorpusWriter| -> (Uuid, PathBuf) {
         let upload = corpus.upload_put(Bytes::from_static(b"a file")).await.expect("stored");
         let place = corpus.partition();
@@ -311,7 +312,7 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
         (upload, folder.join(place.namespace().to_string()).join(upload.to_string()))
     };
     let (named, live) = put(&corpus).await;
-    let mut file = document("file", "a file");
+    let mut file = document("scan", "a scan");
     file.content = Content::Upload(named);
     accept(&corpus, &[file], OnExisting::Replace).await;
     let ((_, orphan), (_, young), (_, stray), (_, foreign)) =
@@ -324,7 +325,6 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
         age(path, Duration::from_hours(3));
     }
     // An index of the namespace that goes, as it stays behind after a crash.
-    harness.put(&gone, "doc", vec![chunk(0, "gone")]).await;
     let changes = bulkhead::store::postgres::projection::Changes {
         through: bulkhead::domain::Seq(1),
         ..Default::default()

@@ -150,10 +150,6 @@ impl Ground {
         Some(answer)
     }
 
-    pub async fn post(&self, server: &Running, path: &str, body: &Value) -> Value {
-        self.try_post(server, path, body, "").await.unwrap_or_else(|| panic!("no answer: {}", self.log()))
-    }
-
     /// Every document that is listed, as soon as none waits any more.
     pub async fn settled(&self, server: &Running) -> Vec<Value> {
         self.settled_in(server, "default").await
