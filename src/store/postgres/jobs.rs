@@ -1,8 +1,8 @@
 //! The queue: rows leased with a fence, so that a job is done once, and by whoever still holds it.
 //!
 //! **Invariant:** the dispatcher's role sees heads only; what a job is about is read under its tenant.
-//! **Invariant:** locks are taken in one order: a namespace's acceptance lock, the namespace, jobs by identity,
-//! documents. Another order would end in deadlocks.
+//! **Invariant:** locks are taken in one order: a tenant's lock on its namespaces, a namespace's acceptance lock, the
+//! namespace, jobs by identity, documents. Another order would end in deadlocks.
 
 use std::time::Duration;
 
