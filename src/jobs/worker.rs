@@ -97,6 +97,7 @@ impl Workers {
     /// Workers over these parts, woken by `wake` when a job was accepted. `node` names the data folder whose
     /// lock this server holds.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the server, made once")]
     pub fn new(
         stores: Stores,
         directory: Arc<dyn Directory>,
