@@ -219,7 +219,7 @@ fn watermarks(ground: &Ground) -> Vec<i64> {
     let files = ground.below("shards");
     let records = files.iter().filter(|path| path.ends_with("watermark.json"));
     let read = |path| serde_json::from_slice(&std::fs::read(path).expect("a record")).expect("JSON");
-    records.map(|path| read(path)).filter_map(|record: serde_json::Value| record["seq"].as_i64()).collect()
+    records.map(read).filter_map(|record: serde_json::Value| record["seq"].as_i64()).collect()
 }
 
 /// Nobody but the server's own user reads, writes or enters what it made.

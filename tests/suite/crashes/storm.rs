@@ -63,7 +63,7 @@ impl Writer {
     fn text(document: usize, version: u64) -> String {
         let mut text = String::new();
         // Some have several chunks.
-        for line in 0..if version % 3 == 0 { 40 } else { 2 } {
+        for line in 0..if version.is_multiple_of(3) { 40 } else { 2 } {
             let _ = write!(text, "Berth {document} holds load {version} in line {line} of the register. ");
         }
         text
