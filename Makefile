@@ -6,6 +6,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 CASES ?= 5000
+ROUNDS ?= 200
 TARGET ?= tokens
 SECONDS ?= 600
 
@@ -24,8 +25,9 @@ test: setup ## Set up and run the whole suite
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
 
-soak: setup ## Search long for faults: CASES inputs for each property and fuzz target
+soak: setup ## Search long for faults: CASES inputs for each property and fuzz target, ROUNDS kills of a server under load
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features laboratory --test suite -- fuzzing:: any_body:: damaged_files::
+	BULKHEAD_ROUNDS=$(ROUNDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture crashes::storm::
 
 fuzz: ## Fuzz TARGET by coverage for SECONDS; wants cargo-fuzz (cargo install cargo-fuzz)
 	$(CARGO) fuzz run --sanitizer none $(TARGET) tests/corpus/$(TARGET) -- -max_total_time=$(SECONDS)

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use sqlx::postgres::PgConnectOptions;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use settings::{DatabaseSettings, Settings};
 use work::Background;
@@ -23,6 +24,7 @@ use crate::admin::Administration;
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::inference::{LanguageModel, Models};
+use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::partitions;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
@@ -56,7 +58,9 @@ pub struct Foundation {
     /// The audit log.
     pub audit: Audit,
     postgres: Postgres,
+    index: EdgeIndex,
     private: Option<PrivateServer>,
+    node: Uuid,
     _lock: DataLock,
 }
 
@@ -91,7 +95,8 @@ impl Foundation {
         .with_models(models);
         let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
+        let stores = Stores::new(postgres.clone(), Arc::new(index.clone()), uploads);
+        let node = node(&data_dir, ids.as_ref())?;
 
         let secrets = data_dir.join("secrets");
         let pepper_file = secrets.join("api-key-pepper");
@@ -128,7 +133,9 @@ impl Foundation {
             signer: Arc::new(signer),
             audit,
             postgres,
+            index,
             private,
+            node,
             _lock: lock,
         })
     }
@@ -146,18 +153,29 @@ impl Foundation {
         }
     }
 
-    /// Writes what is queued, closes every connection, and stops the private database.
+    /// Writes what is queued, flushes every shard, closes every connection, and stops the private database.
     ///
     /// # Errors
     /// When the private database does not stop.
     pub async fn close(self) -> anyhow::Result<()> {
         self.audit.flush().await;
+        self.index.close().await;
         self.postgres.close().await;
         if let Some(private) = self.private {
             private.stop().await?;
         }
         Ok(())
     }
+}
+
+/// The identity of a data folder among others over the same database; made with the folder. Whoever copies a
+/// folder without it being a move removes `node-id` from the copy: two servers of one identity free each other's
+/// leases, and do work twice.
+fn node(data_dir: &Path, ids: &dyn IdSource) -> anyhow::Result<Uuid> {
+    let file = data_dir.join("node-id");
+    let text = secret_file::load_or_create(&file, || ids.uuid().to_string().into())?;
+    let node: Result<Uuid, _> = text.expose_secret().trim().parse();
+    node.with_context(|| format!("{} does not hold an identity", file.display()))
 }
 
 /// The addresses of the database, private or given.
@@ -233,8 +251,11 @@ impl Server {
         let Foundation { clock, ids, stores, audit, .. } = &foundation;
         work::tell_of_strangers(&foundation, &settings.embedding.model).await?;
         let stop = CancellationToken::new();
+        work::take_up(&foundation).await?;
         let Background { workers, projector, lexicon, wake } =
             Background::new(&settings, &foundation, &models)?;
+        let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
+        let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
         let kick = {
             let projector = projector.clone();
             Arc::new(move |corpus: &Corpus| projector.kick(corpus)) as OnBehind
@@ -273,6 +294,7 @@ impl Server {
             tokio::spawn(workers.run(stop.clone())),
             tokio::spawn(projector.run(stop.clone())),
             tokio::spawn(partitions),
+            tokio::spawn(orphans.run(stop.clone())),
         ];
         tracing::info!(%address, "Bulkhead answers");
         Ok(Self { address, stop, http, background, foundation })

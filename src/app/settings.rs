@@ -8,6 +8,7 @@ use crate::config::Validate;
 use crate::domain::lexical::LexicalSettings;
 use crate::http::HttpSettings;
 use crate::inference::{EmbeddingSettings, LanguageModelSettings};
+use crate::jobs::orphans::OrphanSettings;
 use crate::jobs::projector::ProjectorSettings;
 use crate::jobs::worker::IngestionSettings;
 use crate::pipeline::parse::ParseLimits;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub vectors: EdgeSettings,
     /// `[projection]`
     pub projection: ProjectorSettings,
+    /// `[orphans]`
+    pub orphans: OrphanSettings,
     /// `[retrieval]`
     pub retrieval: RetrievalSettings,
     /// `[audit]`
@@ -116,6 +119,8 @@ impl Validate for Settings {
         require(self.ingestion.workers >= 1, "ingestion.workers: at least 1");
         require(self.ingestion.lease_seconds >= 5, "ingestion.lease_seconds: at least 5");
         require(self.ingestion.max_attempts >= 1, "ingestion.max_attempts: at least 1");
+        require(self.ingestion.tenant_parsers >= 1, "ingestion.tenant_parsers: at least 1");
+        require(self.orphans.every_seconds >= 1, "orphans.every_seconds: at least 1");
         require((1..=10_000).contains(&self.retrieval.candidates), "retrieval.candidates: 1 to 10000");
         require((1..=1000).contains(&self.retrieval.top_k), "retrieval.top_k: 1 to 1000");
         require((1..=1000).contains(&self.retrieval.chunk_top_k), "retrieval.chunk_top_k: 1 to 1000");

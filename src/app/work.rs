@@ -43,7 +43,7 @@ impl Background {
         );
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
-        let parser = Parser::new(program, settings.parse, settings.ingestion.workers);
+        let parser = Parser::new(program, settings.parse, settings.ingestion.parsers());
         let pipeline = |embedder: &Embedder| -> anyhow::Result<Pipeline> {
             Ok(Pipeline {
                 parser: parser.clone(),
@@ -72,6 +72,7 @@ impl Background {
             settings.ingestion.clone(),
             Arc::clone(clock),
             Arc::clone(&wake),
+            foundation.node,
         );
         Ok(Self { workers, projector, lexicon, wake })
     }
@@ -91,6 +92,7 @@ pub async fn while_working<T>(
     settings.ingestion.reembed_grace_seconds = 0;
     let embedding = settings.embedding.clone();
     let models = tokio::task::spawn_blocking(move || Models::load(&embedding)).await??;
+    take_up(foundation).await?;
     let Background { workers, projector, .. } = Background::new(&settings, foundation, &models)?;
     let stop = CancellationToken::new();
     let ((), (), done) = tokio::join!(workers.run(stop.clone()), projector.run(stop.clone()), async {
@@ -99,6 +101,15 @@ pub async fn while_working<T>(
         done
     });
     done
+}
+
+/// Frees what an earlier server over the same data folder held when it ended, so that its work goes on at once.
+pub(super) async fn take_up(foundation: &Foundation) -> Result<(), StoreError> {
+    let freed = foundation.stores.leases_free(foundation.node).await?;
+    if freed > 0 {
+        tracing::warn!(jobs = freed, "the server before this one ended in the middle of its work; it goes on");
+    }
+    Ok(())
 }
 
 /// Says which namespaces cannot be served as they should be, and what to do.

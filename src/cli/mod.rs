@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use nix::sys::stat::{Mode, umask};
 
 use crate::app::{self, Settings};
 use crate::tenancy::Role;
@@ -85,6 +86,8 @@ impl Global {
 /// Reads the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Whatever is made from here on is its owner's alone, also what libraries make.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

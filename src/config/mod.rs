@@ -4,6 +4,8 @@
 //!
 //! **Invariant:** an unknown or impossible setting is an error at start, and all impossible ones are told together.
 
+mod crash_point;
+
 use std::path::Path;
 
 use figment::Figment;
@@ -11,6 +13,8 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Toml};
 use figment::value::Value;
 use serde::de::DeserializeOwned;
+
+pub use crash_point::crash_point;
 
 /// The documented defaults, as a file.
 pub const DEFAULTS: &str = include_str!("default.toml");

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
+pub mod orphans;
 pub mod partitions;
+mod places;
 pub mod projector;
 pub mod worker;

@@ -9,18 +9,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::places::{Place, Places};
 use super::projector::Projector;
+use crate::config::crash_point;
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
-use crate::pipeline::process::{Draft, Drafts, Pipeline, Pipelines, ProcessError};
+use crate::pipeline::process::{Attempts, Draft, Drafts, Pipeline, Pipelines, ProcessError};
 use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
+use crate::store::postgres::leases::LeaseTerms;
 use crate::store::{CorpusWriter, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
 
@@ -30,6 +33,8 @@ use crate::tenancy::{self, Directory};
 pub struct IngestionSettings {
     /// Batches that are worked on at the same time.
     pub workers: usize,
+    /// Batches of one tenant whose files are read at the same time.
+    pub tenant_parsers: usize,
     /// Documents in a batch, at most.
     pub batch_documents: i64,
     /// Bytes of source in a batch after which no further document is added.
@@ -50,6 +55,14 @@ pub struct IngestionSettings {
     pub reembed_grace_seconds: u64,
 }
 
+impl IngestionSettings {
+    /// Files that are read at the same time, over all tenants.
+    #[must_use]
+    pub fn parsers(&self) -> usize {
+        self.workers.max(self.tenant_parsers + 1)
+    }
+}
+
 /// The workers of a server.
 #[derive(Clone)]
 pub struct Workers {
@@ -60,7 +73,26 @@ pub struct Workers {
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
+    node: Uuid,
+    slots: Arc<Semaphore>,
+    places: Places,
 }
+
+/// Jobs that were leased together.
+struct Batch {
+    jobs: Vec<LeasedJob>,
+    turn: Turn,
+}
+
+/// What a batch holds while it is worked on. One that reads files gives its slot up meanwhile.
+struct Turn {
+    slot: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
+    stop: CancellationToken,
+}
+
+/// How long to wait before a store that is away is told again.
+const REST: Duration = Duration::from_millis(500);
 
 /// How long the dispatcher sleeps when nobody wakes it.
 const POLL: Duration = Duration::from_millis(500);
@@ -68,8 +100,10 @@ const POLL: Duration = Duration::from_millis(500);
 const WITHOUT_MODEL: Duration = Duration::from_secs(30);
 
 impl Workers {
-    /// Workers over these parts, woken by `wake` when a job was accepted.
+    /// Workers over these parts, woken by `wake` when a job was accepted. `node` names the data folder whose
+    /// lock this server holds.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the server, made once")]
     pub fn new(
         stores: Stores,
         directory: Arc<dyn Directory>,
@@ -78,30 +112,33 @@ impl Workers {
         settings: IngestionSettings,
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
+        node: Uuid,
     ) -> Self {
-        Self { stores, directory, pipelines, projector, settings: Arc::new(settings), clock, wake }
+        let slots = Arc::new(Semaphore::new(settings.workers.max(1)));
+        let places = Places::new(settings.parsers(), settings.tenant_parsers);
+        let settings = Arc::new(settings);
+        Self { stores, directory, pipelines, projector, settings, clock, wake, node, slots, places }
     }
 
     /// Works until told to stop, then waits for the batches that run.
     pub async fn run(self, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(self.settings.workers.max(1)));
         let running = TaskTracker::new();
         let mut turns: HashMap<TenantId, u64> = HashMap::new();
         let mut turn = 0;
         loop {
             let slot = tokio::select! {
                 () = stop.cancelled() => break,
-                slot = Arc::clone(&slots).acquire_owned() => slot,
+                slot = Arc::clone(&self.slots).acquire_owned() => slot,
             };
             let Ok(slot) = slot else { break };
             let leased = match self.next_batch(&mut turns, &mut turn).await {
                 Ok(leased) => leased,
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the queue cannot be read");
-                    Vec::new()
+                    None
                 }
             };
-            if leased.is_empty() {
+            let Some((jobs, place)) = leased else {
                 drop(slot);
                 tokio::select! {
                     () = stop.cancelled() => break,
@@ -109,11 +146,11 @@ impl Workers {
                     () = tokio::time::sleep(POLL) => {}
                 }
                 continue;
-            }
+            };
+            let batch = Batch { jobs, turn: Turn { slot: Some(slot), place, stop: stop.clone() } };
             let workers = self.clone();
             running.spawn(async move {
-                workers.batch(&leased).await;
-                drop(slot);
+                workers.batch(batch).await;
                 workers.wake.notify_one();
             });
         }
@@ -121,48 +158,74 @@ impl Workers {
         running.wait().await;
     }
 
-    /// Jobs of the tenant that was served least recently.
+    /// Jobs of the tenant that was served least recently, with a place if they read files.
     async fn next_batch(
         &self,
         turns: &mut HashMap<TenantId, u64>,
         turn: &mut u64,
-    ) -> Result<Vec<LeasedJob>, StoreError> {
+    ) -> Result<Option<(Vec<LeasedJob>, Option<Place>)>, StoreError> {
         let mut backlog = self.stores.job_backlog(256).await?;
         turns.retain(|tenant, _| backlog.iter().any(|waiting| waiting.tenant == *tenant));
         backlog.sort_by_key(|waiting| turns.get(&waiting.tenant).copied().unwrap_or(0));
         for waiting in backlog {
             *turn += 1;
             turns.insert(waiting.tenant, *turn);
-            let settings = &self.settings;
-            let leased = self
-                .stores
-                .job_lease(waiting.tenant, settings.batch_documents, settings.batch_bytes, self.lease_time())
-                .await?;
+            let place = self.places.take(waiting.tenant);
+            let terms = LeaseTerms {
+                jobs: self.settings.batch_documents,
+                bytes: self.settings.batch_bytes,
+                time: self.lease_time(),
+                uploads: place.is_some(),
+                node: self.node,
+            };
+            let leased = self.stores.job_lease(waiting.tenant, terms).await?;
             if !leased.is_empty() {
-                return Ok(leased);
+                let place = place.filter(|_| leased.iter().any(|job| job.upload));
+                return Ok(Some((leased, place)));
             }
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 
     fn lease_time(&self) -> Duration {
         Duration::from_secs(self.settings.lease_seconds)
     }
 
-    async fn batch(&self, jobs: &[LeasedJob]) {
+    async fn batch(&self, batch: Batch) {
+        let Batch { jobs, mut turn } = batch;
         let Some(first) = jobs.first() else { return };
         let done = match first.kind {
-            JobKind::Ingest => self.ingest(jobs).await,
+            JobKind::Ingest => self.ingest(&jobs, &mut turn).await,
             JobKind::PurgeTenant => self.purge(first).await,
             JobKind::Reembed => self.reembed(first).await,
         };
         if let Err(error) = done {
             let tenant = first.tenant;
             tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "a batch is put back");
-            let delay = Duration::from_secs(1 << first.attempts.clamp(0, 6));
-            if let Err(error) = self.stores.job_release(jobs, delay).await {
-                tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "its leases must run out");
+            self.put_back(&jobs, &turn.stop, &error).await;
+        }
+    }
+
+    /// Puts a batch back, again and again while the database is away: what this server holds nobody else frees.
+    /// Told to stop, it leaves that to the next server over this folder.
+    async fn put_back(&self, jobs: &[LeasedJob], stop: &CancellationToken, error: &ProcessError) {
+        let begun = self.clock.instant();
+        while let Err(error) = self.put_back_once(jobs, error).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "leases cannot be given up yet");
+            let ran_out = self.clock.instant().duration_since(begun) >= self.lease_time();
+            if ran_out || stop.is_cancelled() {
+                return;
             }
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    async fn put_back_once(&self, jobs: &[LeasedJob], error: &ProcessError) -> Result<(), StoreError> {
+        let attempts = jobs.first().map_or(0, |job| job.attempts);
+        let delay = Duration::from_secs(1 << attempts.clamp(0, 6));
+        match error.attempts() {
+            Attempts::Unbounded => self.stores.job_release(jobs, delay).await,
+            _ => self.stores.job_retry(jobs, delay).await,
         }
     }
 
@@ -174,18 +237,18 @@ impl Workers {
         };
         let writer = self.stores.background(&permit);
         let rows = writer.tenant_purge().await?;
-        writer.job_forget(job.job).await?;
+        writer.job_finish(job.job).await?;
         tracing::info!(tenant = %job.tenant, rows, "a deleted tenant's data is gone");
         Ok(())
     }
 
-    async fn ingest(&self, jobs: &[LeasedJob]) -> Result<(), ProcessError> {
+    async fn ingest(&self, jobs: &[LeasedJob], turn: &mut Turn) -> Result<(), ProcessError> {
         let Some(first) = jobs.first() else { return Ok(()) };
         let permit =
             tenancy::reauthorise(self.directory.as_ref(), first.tenant, "ingestion").await.map_err(away)?;
         let Some(permit) = permit else {
             // Suspended: its work waits. Deleted: the purge takes its jobs.
-            self.stores.job_postpone(jobs, Duration::from_secs(5)).await?;
+            self.stores.job_release(jobs, Duration::from_secs(5)).await?;
             return Ok(());
         };
         let writer = self.stores.background(&permit);
@@ -194,7 +257,7 @@ impl Workers {
         let Some(pipeline) = self.pipelines.get(model) else {
             tracing::warn!(tenant = %first.tenant, model = model.as_str(),
                 "documents wait for a model that this server does not have");
-            self.stores.job_postpone(jobs, WITHOUT_MODEL).await?;
+            self.stores.job_release(jobs, WITHOUT_MODEL).await?;
             return Ok(());
         };
         let (spent, fresh): (Vec<&LeasedJob>, Vec<&LeasedJob>) =
@@ -210,12 +273,27 @@ impl Workers {
         crash_point("opened");
 
         let mut documents = Vec::with_capacity(tasks.len());
+        if turn.place.is_some() {
+            // Files may take their time, which is not a worker's.
+            turn.slot = None;
+        }
         for task in tasks {
-            match held.keep(Status::Parsing, drafts(pipeline, &corpus, &task)).await {
+            let drafts = tokio::select! {
+                drafts = held.keep(Status::Parsing, drafts(pipeline, &corpus, &task)) => drafts,
+                () = turn.stop.cancelled(), if turn.place.is_some() => {
+                    return Ok(self.stores.job_release(&fresh, Duration::ZERO).await?);
+                }
+            };
+            match drafts {
                 Ok(drafts) => documents.push((task, drafts)),
-                Err(error) => self.task_failed(&corpus, &fresh, &task, error).await?,
+                Err(error) => self.task_failed(&corpus, &fresh, &task, &error).await?,
             }
         }
+        if turn.slot.is_none() && !documents.is_empty() {
+            let slot = Arc::clone(&self.slots).acquire_owned();
+            turn.slot = held.keep(Status::Parsing, async { Ok(slot.await.ok()) }).await?;
+        }
+        turn.place = None;
         crash_point("analysed");
         let replaced: Vec<String> = documents
             .iter()
@@ -305,16 +383,16 @@ impl Workers {
         corpus: &CorpusWriter,
         jobs: &[LeasedJob],
         task: &IngestTask,
-        error: ProcessError,
+        error: &ProcessError,
     ) -> Result<(), ProcessError> {
         let job = jobs.iter().find(|job| job.job == task.job);
         let attempts = job.map_or(self.settings.max_attempts, |job| job.attempts);
-        tracing::info!(job = %task.job, attempts, error = &error as &dyn std::error::Error, "a document was not processed");
-        if error.is_permanent() || attempts >= self.settings.max_attempts {
+        let most = error.attempts().bound(self.settings.max_attempts);
+        tracing::info!(job = %task.job, attempts, error = error as &dyn std::error::Error, "a document was not processed");
+        if most.is_some_and(|most| attempts >= most) {
             corpus.job_fail(task.job, task.lease, &error.to_string()).await?;
         } else if let Some(job) = job {
-            let delay = Duration::from_secs(1 << attempts.clamp(0, 6));
-            self.stores.job_release(std::slice::from_ref(job), delay).await?;
+            self.put_back_once(std::slice::from_ref(job), error).await?;
         }
         Ok(())
     }
@@ -367,13 +445,4 @@ fn away(error: tenancy::DirectoryError) -> ProcessError {
     StoreError::new(ErrorKind::Unavailable, "postgres", "tenant.get", "the directory cannot be read")
         .with_source(error)
         .into()
-}
-
-/// A named place at which a test kills the process. Releases do nothing here.
-fn crash_point(name: &str) {
-    #[cfg(feature = "laboratory")]
-    if std::env::var("BULKHEAD_CRASH_AT").is_ok_and(|at| at == name) {
-        std::process::abort();
-    }
-    let _ = name;
 }

@@ -18,7 +18,7 @@ use crate::inference::{Embedder, EmbedderError};
 use crate::store::postgres::ingest::{Mentions, NewChunk};
 use crate::store::postgres::jobs::IngestTask;
 use crate::store::vector::Terms;
-use crate::store::{CorpusWriter, StoreError};
+use crate::store::{CorpusWriter, ErrorKind, StoreError};
 
 /// Why a task came to nothing this time.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +51,47 @@ pub enum ProcessError {
     Analysis,
 }
 
-impl ProcessError {
-    /// Whether the same document would fail again.
+/// How often a document is begun that fails in one way, the first time included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempts {
+    /// The same bytes fail again.
+    Once,
+    /// They probably do, and what they cost is not paid more often.
+    Twice,
+    /// As often as configured: the cause is elsewhere, or unknown.
+    Configured,
+    /// The document has no part in it, and the attempt does not count.
+    Unbounded,
+}
+
+impl Attempts {
+    /// As a number, if there is one; never more than what is configured.
     #[must_use]
-    pub fn is_permanent(&self) -> bool {
+    pub fn bound(self, configured: i32) -> Option<i32> {
         match self {
-            Self::Parse(error) => error.is_permanent(),
-            Self::TooManyChunks { .. } | Self::UploadGone | Self::Chunk(_) => true,
-            Self::Embed(_) | Self::Store(_) | Self::Analysis => false,
+            Self::Once => Some(1),
+            Self::Twice => Some(configured.min(2)),
+            Self::Configured => Some(configured),
+            Self::Unbounded => None,
+        }
+    }
+}
+
+impl ProcessError {
+    /// How often a document is begun that fails in this way.
+    #[must_use]
+    pub fn attempts(&self) -> Attempts {
+        match self {
+            Self::TooManyChunks { .. } | Self::UploadGone | Self::Chunk(_) => Attempts::Once,
+            Self::Parse(error) if error.is_permanent() => Attempts::Once,
+            // The machine may have been busy, or short of memory; a hostile file costs this much twice.
+            Self::Parse(ParseError::Timeout { .. } | ParseError::Crashed { .. }) | Self::Analysis => {
+                Attempts::Twice
+            }
+            Self::Store(error) if error.kind == ErrorKind::Unavailable && error.backend == "postgres" => {
+                Attempts::Unbounded
+            }
+            Self::Parse(_) | Self::Embed(_) | Self::Store(_) => Attempts::Configured,
         }
     }
 }
@@ -241,5 +274,34 @@ impl Pipeline {
             drafts[at].chunk.embedding = vector;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_document_itself_causes_is_tried_twice_at_most_and_an_outage_does_not_count() {
+        let away = |backend| StoreError::new(ErrorKind::Unavailable, backend, "test", "away");
+        let damaged = StoreError::new(ErrorKind::Internal, "postgres", "test", "the statement failed");
+        let source = || std::io::Error::other("no process");
+        let table: [(ProcessError, Option<i32>); 11] = [
+            (ParseError::Empty.into(), Some(1)),
+            (ParseError::TooSlow { seconds: 1 }.into(), Some(1)),
+            (ParseError::OutOfMemory { limit_bytes: 1 }.into(), Some(1)),
+            (ParseError::Timeout { seconds: 1 }.into(), Some(2)),
+            (ParseError::Crashed { signal: None }.into(), Some(2)),
+            (ParseError::Worker { source: source() }.into(), Some(5)),
+            (ProcessError::UploadGone, Some(1)),
+            (ProcessError::Analysis, Some(2)),
+            (away("uploads").into(), Some(5)),
+            (damaged.into(), Some(5)),
+            (away("postgres").into(), None),
+        ];
+        for (error, most) in table {
+            assert_eq!(error.attempts().bound(5), most, "{error:?}");
+            assert!(error.attempts().bound(1).is_none_or(|most| most == 1), "{error:?}");
+        }
     }
 }

@@ -140,6 +140,19 @@ pub trait VectorIndex: Send + Sync {
     /// deleted for long.
     async fn wants_rebuild(&self, partition: &Partition) -> bool;
 
+    /// Tenants of which there are files here, in no order.
+    ///
+    /// # Errors
+    /// `Unavailable` when the files cannot be listed.
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError>;
+
+    /// Partitions of a tenant of which there are files here, in no order: those with an index among them, and
+    /// what a crash may have left of others.
+    ///
+    /// # Errors
+    /// `Unavailable` when the files cannot be listed.
+    async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError>;
+
     /// Removes the partition's index, its files included. Removing what is not there is no error.
     ///
     /// # Errors

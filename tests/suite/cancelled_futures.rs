@@ -16,7 +16,7 @@ use bulkhead::tenancy::{Directory as _, Permit, Write};
 use sqlx::postgres::PgConnection;
 
 use crate::consistency::consistent;
-use crate::deployment::{Harness, LEASE, accept, chunk, document, pools};
+use crate::deployment::{Harness, LEASE, accept, chunk, document, pools, terms};
 use crate::store::only_task;
 
 /// More polls than any operation takes; a sweep that gets here never ends.
@@ -235,7 +235,7 @@ async fn the_queue_and_the_directory_survive_callers_that_go_away() {
     sweep!(sweep, "directory.key", polls => postgres.key("none"));
     sweep!(sweep, "job_lease", polls => {
         sweep.harness.clock.advance(LEASE * 2);
-        stores.job_lease(tenant, 10, i64::MAX, LEASE)
+        stores.job_lease(tenant, terms(10, i64::MAX))
     });
     let held = {
         sweep.harness.clock.advance(LEASE * 2);

@@ -86,10 +86,10 @@ auth select api_key digest,expires_at,key_id,namespaces,revoked_at,roles,tenant_
 auth select operator_key digest,expires_at,key_id,revoked_at
 auth select tenant slug,state,tenant_id
 dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
-dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_until,namespace_id,state,tenant_id
+dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_by,leased_until,namespace_id,state,tenant_id,upload
 dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id
 dispatch select outbox namespace_id,seq,tenant_id
-dispatch update job attempts,due_at,lease,leased_until,state,updated_at";
+dispatch update job attempts,due_at,lease,leased_by,leased_until,state,updated_at";
 
 /// Table, name, command, roles, whether it permits, what it shows, what it lets in.
 type Policy = (String, String, String, Vec<String>, bool, Option<String>, Option<String>);

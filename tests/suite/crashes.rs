@@ -3,11 +3,15 @@
 //!
 //! Accepted is what a call was answered for. It must be there after the next start, once.
 
+#[cfg(feature = "laboratory")]
+mod changes;
 mod child;
+mod database;
+mod storm;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource as _, SystemIds};
@@ -20,6 +24,9 @@ const SECOND_START: Duration = Duration::from_secs(3);
 
 /// How often it is tried, since other tests run beside it; the quickest counts.
 const STARTS: usize = 3;
+
+/// The longest until work goes on that a dead server had leased: far less than a lease, which is 60 s.
+const TAKEN_UP: Duration = Duration::from_secs(15);
 
 /// One call that takes several texts in, and what is known of it.
 struct Call {
@@ -80,6 +87,11 @@ impl Book {
         self.calls.push(Call { number, once, answered });
     }
 
+    /// Waits until nothing waits.
+    async fn settle(&self, server: &Running) {
+        self.ground.settled(server).await;
+    }
+
     /// What was accepted is there, once, in documents, chunks and answers; what was not answered can be sent
     /// again and is there once then.
     async fn check(&mut self, server: &Running) {
@@ -128,12 +140,13 @@ impl Book {
     }
 }
 
-/// Killed where ingestion has opened its jobs, cut and read their texts, embedded them, committed them.
+/// Killed where ingestion has opened its jobs, cut and read their texts, embedded them, committed them; and where
+/// projection has read the changes, applied them, written them to the disk but not that it did.
 #[cfg(feature = "laboratory")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_any_stage_of_ingestion_loses_and_doubles_nothing() {
+async fn a_crash_at_any_stage_of_ingestion_and_projection_loses_and_doubles_nothing() {
     let mut book = Book::new("hashing").await;
-    for stage in ["opened", "analysed", "embedded", "committed"] {
+    for stage in ["opened", "analysed", "embedded", "committed", "not-yet-applied", "applied", "flushed"] {
         let mut server = book.ground.start(Some(stage)).await;
         book.send(&server).await;
         assert!(!server.ended().success(), "it ends at {stage}");
@@ -141,6 +154,9 @@ async fn a_crash_at_any_stage_of_ingestion_loses_and_doubles_nothing() {
         let server = book.ground.start(None).await;
         let now = book.ground.postgres().expect("PostgreSQL runs");
         assert!(orphan.is_none_or(|pid| pid == now || !alive(pid)), "the orphan is adopted or stopped");
+        let begun = Instant::now();
+        book.ground.settled(&server).await;
+        assert!(begun.elapsed() < TAKEN_UP, "what was leased waited for {:?}", begun.elapsed());
         book.check(&server).await;
         assert!(server.terminate().success());
     }
@@ -189,10 +205,40 @@ async fn a_server_told_to_stop_keeps_what_it_accepted_and_starts_again_at_once()
         let server = book.ground.start(None).await;
         quickest = quickest.min(server.took);
         book.check(&server).await;
+        let history = book.ground.history(&server).await;
         assert!(server.terminate().success());
+        assert_eq!(watermarks(&book.ground), [history], "a stop makes everything durable");
     }
+    assert_permissions(&book.ground);
     println!("a second start took {quickest:?}");
     assert!(quickest < SECOND_START, "a second start took {quickest:?}");
+}
+
+/// Up to where each shard's record says that it is durable.
+fn watermarks(ground: &Ground) -> Vec<i64> {
+    let files = ground.below("shards");
+    let records = files.iter().filter(|path| path.ends_with("watermark.json"));
+    let read = |path| serde_json::from_slice(&std::fs::read(path).expect("a record")).expect("JSON");
+    records.map(read).filter_map(|record: serde_json::Value| record["seq"].as_i64()).collect()
+}
+
+/// Nobody but the server's own user reads, writes or enters what it made.
+fn assert_permissions(ground: &Ground) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut paths = ground.below("");
+    paths.push(ground.data().to_owned());
+    assert!(paths.len() > 100, "{paths:?}");
+    let mut open = Vec::new();
+    for path in paths {
+        let Ok(about) = std::fs::symlink_metadata(&path) else { continue };
+        // The database's own system user goes through the folder to its files, and reads what configures it.
+        let passes = if path == ground.data() { 0o010 } else { 0 };
+        let configures = path.starts_with(ground.data().join("postgres-config"));
+        if !about.is_symlink() && !configures && about.permissions().mode() & 0o077 & !passes != 0 {
+            open.push(format!("{:o} {}", about.permissions().mode(), path.display()));
+        }
+    }
+    assert!(open.is_empty(), "{}", open.join("\n"));
 }
 
 fn alive(pid: i32) -> bool {

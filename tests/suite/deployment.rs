@@ -17,6 +17,7 @@ use bulkhead::domain::ids::{
 use bulkhead::store::postgres::documents::{Acceptance, Content, NewDocument, OnExisting};
 use bulkhead::store::postgres::ingest::{Committed, Mentions, NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::LeasedJob;
+use bulkhead::store::postgres::leases::LeaseTerms;
 use bulkhead::store::postgres::roles::Role;
 use bulkhead::store::postgres::{PoolSettings, Postgres, RoleAddresses, migrate};
 use bulkhead::store::uploads::Uploads;
@@ -27,6 +28,7 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::database::MODEL;
 use crate::place::{Place, connect};
@@ -201,7 +203,7 @@ impl Harness {
 
     /// Leases what is due for a tenant, ten minutes long.
     pub async fn lease(&self, corpus: &CorpusWriter) -> Vec<LeasedJob> {
-        let leased = self.stores.job_lease(corpus.partition().tenant(), 100, i64::MAX, LEASE).await;
+        let leased = self.stores.job_lease(corpus.partition().tenant(), terms(100, i64::MAX)).await;
         leased.expect("leased")
     }
 
@@ -231,6 +233,11 @@ impl Harness {
 
 /// How long tests lease jobs.
 pub const LEASE: Duration = Duration::from_mins(10);
+
+/// Leases of so many jobs and bytes, for the test's own node.
+pub fn terms(jobs: i64, bytes: i64) -> LeaseTerms {
+    LeaseTerms { jobs, bytes, time: LEASE, uploads: true, node: Uuid::from_u128(1) }
+}
 
 /// A document of this id with this text; its name and hash follow from them.
 pub fn document(id: &str, text: &str) -> NewDocument {
@@ -363,6 +370,15 @@ impl VectorIndex for MemoryIndex {
 
     async fn wants_rebuild(&self, _: &Partition) -> bool {
         false
+    }
+
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(self.0.lock().expect("index").keys().map(Partition::tenant).collect())
+    }
+
+    async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
+        let partitions = self.0.lock().expect("index");
+        Ok(partitions.keys().filter(|partition| partition.tenant() == tenant).cloned().collect())
     }
 
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {

@@ -21,6 +21,8 @@ mod deployment;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
+#[cfg(feature = "laboratory")]
+mod hostile;
 mod http_admin;
 mod http_documents;
 mod http_problems;
@@ -33,6 +35,7 @@ mod place;
 mod private_postgres;
 mod projector;
 mod query;
+mod recovery;
 mod reembed;
 mod round_trips;
 mod row_level_security;

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::Database;
-use crate::deployment::{Harness, chunk};
+use crate::deployment::{Harness, chunk, terms};
 
 /// Shards, with what is done to them observed and disturbed.
 struct Observed {
@@ -90,6 +90,14 @@ impl VectorIndex for Observed {
 
     async fn wants_rebuild(&self, partition: &Partition) -> bool {
         self.index.wants_rebuild(partition).await
+    }
+
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.index.tenants().await
+    }
+
+    async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
+        self.index.partitions(tenant).await
     }
 
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {
@@ -182,11 +190,8 @@ impl Rig {
         };
         let accepted = corpus.documents_accept(&[new], OnExisting::Replace, "track", 1000).await;
         assert!(matches!(accepted.expect("accepted"), Acceptance::Accepted(_)));
-        let leased = self
-            .stores
-            .job_lease(corpus.partition().tenant(), 1, 1000, Duration::from_mins(1))
-            .await
-            .expect("leased");
+        let leased =
+            self.stores.job_lease(corpus.partition().tenant(), terms(1, 1000)).await.expect("leased");
         let task = corpus.job_open(&leased).await.expect("opened").remove(0);
         let chunk = |ordinal: u16| NewChunk {
             chunk: ChunkId(ids.uuid()),

@@ -15,7 +15,7 @@ use bulkhead::store::postgres::jobs::{IngestTask, Progress};
 use bulkhead::store::vector::{Terms, VectorQuery};
 
 use crate::consistency::{consistent, residue};
-use crate::deployment::{Harness, LEASE, accept, chunk, document, only_job, status, term};
+use crate::deployment::{Harness, LEASE, accept, chunk, document, only_job, status, term, terms};
 
 /// Leases the one job that is due, and opens it.
 pub async fn only_task(harness: &Harness, corpus: &CorpusWriter) -> IngestTask {
@@ -209,11 +209,11 @@ async fn leases_are_of_one_namespace_within_the_budget_and_never_twice() {
     let tenant = permit.scope().tenant();
     let backlog = harness.stores.job_backlog(1000).await.expect("backlog");
     assert_eq!(backlog.iter().find(|one| one.tenant == tenant).map(|one| one.due), Some(20));
-    let few = harness.stores.job_lease(tenant, 10, 25, LEASE).await.expect("leased");
+    let few = harness.stores.job_lease(tenant, terms(10, 25)).await.expect("leased");
     assert_eq!(few.len(), 3, "25 bytes are reached by the third");
     assert!(few.iter().all(|job| job.namespace == one.partition().namespace()));
 
-    let races = (0..8).map(|_| harness.stores.job_lease(tenant, 4, i64::MAX, LEASE));
+    let races = (0..8).map(|_| harness.stores.job_lease(tenant, terms(4, i64::MAX)));
     let mut seen: BTreeSet<_> = few.iter().map(|job| job.job).collect();
     for leased in futures::future::join_all(races).await {
         let leased = leased.expect("leased");

@@ -146,6 +146,12 @@ impl VectorIndex for NoIndex {
     async fn wants_rebuild(&self, _at: &Partition) -> bool {
         false
     }
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn partitions(&self, _tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
+        Ok(Vec::new())
+    }
     async fn remove(&self, _at: &Partition) -> Result<(), StoreError> {
         Ok(())
     }

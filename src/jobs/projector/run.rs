@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::lane::{Lane, State};
 use super::{Inner, Order, Place};
+use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::store::postgres::projection::History;
 use crate::store::{Corpus, ErrorKind, StoreError};
@@ -193,7 +194,9 @@ impl Inner {
             let points = (changes.added.len() + changes.removed.len()) as u64;
             since = changes.through;
             lane.soil(self.clock.instant());
+            crash_point("not-yet-applied");
             corpus.index_apply(changes).await?;
+            crash_point("applied");
             self.counters.points.fetch_add(points, Ordering::Relaxed);
             // An empty transaction moves the position, which is worth keeping too.
             state.unflushed += points.max(1);

@@ -22,7 +22,7 @@ impl Workers {
             tenancy::reauthorise(self.directory.as_ref(), job.tenant, "reembed").await.map_err(away)?;
         let one = std::slice::from_ref(job);
         let Some(permit) = permit else {
-            self.stores.job_postpone(one, Duration::from_secs(5)).await?;
+            self.stores.job_release(one, Duration::from_secs(5)).await?;
             return Ok(());
         };
         let writer = self.stores.background(&permit);
@@ -43,7 +43,7 @@ impl Workers {
         while let Some(namespace) = writer.reembed_next(&task).await? {
             let Some(corpus) = writer.corpus_writer(namespace).await? else { continue };
             if !self.fill(&writer, &corpus, pipeline, (job, &task), until).await? {
-                return Ok(self.stores.job_postpone(one, Duration::ZERO).await?);
+                return Ok(self.stores.job_release(one, Duration::ZERO).await?);
             }
             crash_point("filled");
             if let Switch::Done(seq) = corpus.reembed_switch(&task.model).await? {
@@ -59,13 +59,13 @@ impl Workers {
         if just_switched || !task.is_sweeping {
             writer.reembed_progress(job, &task, SWEEPING, self.lease_time()).await?;
             let grace = Duration::from_secs(self.settings.reembed_grace_seconds);
-            return Ok(self.stores.job_postpone(one, grace).await?);
+            return Ok(self.stores.job_release(one, grace).await?);
         }
         for namespace in writer.reembed_retired().await? {
             let Some(corpus) = writer.corpus_writer(namespace).await? else { continue };
             while !corpus.reembed_sweep(SWEPT_ROWS).await? {
                 if self.clock.instant() >= until {
-                    return Ok(self.stores.job_postpone(one, Duration::ZERO).await?);
+                    return Ok(self.stores.job_release(one, Duration::ZERO).await?);
                 }
             }
         }

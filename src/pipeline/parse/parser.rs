@@ -80,7 +80,11 @@ impl Parser {
             child.kill().await.map_err(worker)?;
             return Err(ParseError::Timeout { seconds: self.limits.wall_seconds });
         };
-        let remains = remains.map_err(worker)?;
+        // It was started, so what it did to the pipes is the document's doing.
+        let remains = remains.map_err(|error| {
+            tracing::info!(%error, "a parse worker could not be heard");
+            ParseError::Crashed { signal: None }
+        })?;
         self.judge(remains).await
     }
 

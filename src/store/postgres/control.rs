@@ -220,7 +220,8 @@ impl Stores {
         let postgres = self.postgres();
         let done = sqlx::query(
             "insert into api_key (tenant_id, key_id, digest, name, roles, namespaces, created_at, expires_at)
-             select tenant_id, $2, $3, $4, $5, $6, $7, $8 from tenant where tenant_id = $1 and state <> 'deleted'",
+             select tenant_id, $2, $3, $4, $5, $6, $7, $8 from tenant where tenant_id = $1 and state <> 'deleted'
+             for share",
         )
         .bind(tenant.0)
         .bind(&key.key_id)

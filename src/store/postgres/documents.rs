@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::failed;
 use super::transaction::TenantTransaction;
+use crate::config::crash_point;
 use crate::domain::document::Status;
 use crate::domain::ids::{DocumentId, JobId, NamespaceId};
 use crate::store::error::StoreError;
@@ -320,6 +321,7 @@ impl CorpusWriter {
         let upload = self.reader.postgres().ids.uuid();
         let inner = &self.reader.stores.inner;
         inner.uploads.put(self.partition.tenant(), self.partition.namespace(), upload, bytes).await?;
+        crash_point("upload-stored");
         Ok(upload)
     }
 
@@ -411,7 +413,9 @@ impl CorpusWriter {
         .execute(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
+        crash_point("document-not-yet-deleted");
         tx.commit().await?;
+        crash_point("document-rows-deleted");
         let uploads: Vec<Uuid> = uploads.into_iter().flatten().flatten().collect();
         self.uploads_forget(&uploads).await;
         Ok(deleted)

@@ -1,8 +1,8 @@
 //! The queue: rows leased with a fence, so that a job is done once, and by whoever still holds it.
 //!
 //! **Invariant:** the dispatcher's role sees heads only; what a job is about is read under its tenant.
-//! **Invariant:** locks are taken in one order: a namespace's acceptance lock, the namespace, jobs by identity,
-//! documents. Another order would end in deadlocks.
+//! **Invariant:** locks are taken in one order: a tenant's lock on its namespaces, a namespace's acceptance lock, the
+//! namespace, jobs by identity, documents. Another order would end in deadlocks.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::Postgres;
 use super::error::failed;
+use super::leases::LeaseTerms;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
@@ -47,6 +48,8 @@ pub struct LeasedJob {
     pub attempts: i32,
     /// Bytes to process.
     pub cost: i64,
+    /// Whether it reads a file.
+    pub upload: bool,
 }
 
 /// A tenant with work that is due.
@@ -161,42 +164,44 @@ impl Stores {
         Ok(rows.into_iter().map(|(tenant, due)| TenantBacklog { tenant: TenantId(tenant), due }).collect())
     }
 
-    /// Leases up to `limit` jobs of a tenant and one of its namespaces, about `budget` bytes in all, the
-    /// oldest first. A job whose lease ran out is leased again.
+    /// Leases jobs of a tenant and one of its namespaces, the oldest first; all of them read files, or none does.
+    /// A job whose lease ran out is leased again. One that was begun twice without an end is leased alone, so
+    /// that a document that ends its server takes no other down.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
-    pub async fn job_lease(
-        &self,
-        tenant: TenantId,
-        limit: i64,
-        budget: i64,
-        lease_time: Duration,
-    ) -> Result<Vec<LeasedJob>, StoreError> {
+    pub async fn job_lease(&self, tenant: TenantId, terms: LeaseTerms) -> Result<Vec<LeasedJob>, StoreError> {
         const OPERATION: &str = "job.lease";
         let postgres = self.postgres();
         let now = postgres.clock.now();
-        let until = now + chrono::Duration::from_std(lease_time).unwrap_or_default();
+        let until = now + chrono::Duration::from_std(terms.time).unwrap_or_default();
         let rows = sqlx::query(
             "with due as (
-                 select job_id, namespace_id, kind, cost, due_at from job
+                 select job_id, namespace_id, kind, upload, attempts, due_at,
+                     case when attempts > 1 then $6 else cost end as cost
+                 from job
                  where tenant_id = $1 and state in ('queued', 'running') and due_at <= $2
-                     and (leased_until is null or leased_until < $2)
+                     and (leased_until is null or leased_until < $2) and ($7 or not upload)
                  order by due_at, job_id limit $3 for update skip locked),
-             head as (select namespace_id, kind from due order by due_at, job_id limit 1),
+             head as (select namespace_id, kind, upload from due order by due_at, job_id limit 1),
              running as (
-                 select due.job_id, sum(cost) over (order by due_at, due.job_id) - cost as before
-                 from due join head using (namespace_id, kind))
-             update job set state = 'running', lease = $4, leased_until = $5, attempts = attempts + 1, updated_at = $2
-             where tenant_id = $1 and job_id in (select job_id from running where before < $6)
-             returning job_id, namespace_id, kind, lease, attempts, cost",
+                 select job_id, attempts, row_number() over oldest as place, sum(cost) over oldest - cost as before
+                 from due join head using (namespace_id, kind, upload)
+                 window oldest as (order by due_at, job_id))
+             update job set state = 'running', lease = $4, leased_until = $5, leased_by = $8,
+                 attempts = attempts + 1, updated_at = $2
+             where tenant_id = $1 and job_id in (
+                 select job_id from running where place = 1 or before < $6 and attempts < 2)
+             returning job_id, namespace_id, kind, lease, attempts, cost, upload",
         )
         .bind(tenant.0)
         .bind(now)
-        .bind(limit)
+        .bind(terms.jobs)
         .bind(postgres.ids.uuid())
         .bind(until)
-        .bind(budget)
+        .bind(terms.bytes)
+        .bind(terms.uploads)
+        .bind(terms.node)
         .fetch_all(&postgres.pools.dispatch)
         .await
         .map_err(failed(OPERATION))?;
@@ -213,47 +218,10 @@ impl Stores {
                 lease: row.try_get("lease")?,
                 attempts: row.try_get("attempts")?,
                 cost: row.try_get("cost")?,
+                upload: row.try_get("upload")?,
             })
         };
         rows.iter().map(leased).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
-    }
-
-    /// Puts leased jobs back, to be due after `delay`. For work that met a store that is away.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`; then the leases run out by themselves.
-    pub async fn job_release(&self, jobs: &[LeasedJob], delay: Duration) -> Result<(), StoreError> {
-        self.job_put_back(jobs, delay, 0).await
-    }
-
-    /// The same for work that did not begin, or went well so far: it counts as no attempt.
-    ///
-    /// # Errors
-    /// As [`Stores::job_release`].
-    pub async fn job_postpone(&self, jobs: &[LeasedJob], delay: Duration) -> Result<(), StoreError> {
-        self.job_put_back(jobs, delay, 1).await
-    }
-
-    async fn job_put_back(&self, jobs: &[LeasedJob], delay: Duration, less: i32) -> Result<(), StoreError> {
-        let postgres = self.postgres();
-        let now = postgres.clock.now();
-        sqlx::query(
-            "update job set state = 'queued', lease = null, leased_until = null, due_at = $3, updated_at = $4,
-                 attempts = greatest(attempts - $5, 0)
-             where job_id in (
-                 select j.job_id from job j join unnest($1::uuid[], $2::uuid[]) as mine(job_id, lease)
-                     on j.job_id = mine.job_id and j.lease = mine.lease
-                 where j.state = 'running' order by j.job_id for update of j)",
-        )
-        .bind(jobs.iter().map(|job| job.job.0).collect::<Vec<_>>())
-        .bind(jobs.iter().map(|job| job.lease).collect::<Vec<_>>())
-        .bind(now + chrono::Duration::from_std(delay).unwrap_or_default())
-        .bind(now)
-        .bind(less)
-        .execute(&postgres.pools.dispatch)
-        .await
-        .map_err(failed("job.release"))?;
-        Ok(())
     }
 
     pub(in crate::store) fn postgres(&self) -> &Postgres {
@@ -382,18 +350,22 @@ impl CorpusWriter {
 }
 
 impl TenantWriter {
-    /// Removes a finished purge's own row.
+    /// Notes that a purge is done. Its row stays: it tells every late writer that the tenant is deleted.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
-    pub async fn job_forget(&self, job: JobId) -> Result<(), StoreError> {
+    pub async fn job_finish(&self, job: JobId) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query("delete from job where tenant_id = $1 and job_id = $2")
-            .bind(self.scope.tenant().0)
-            .bind(job.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("job.forget"))?;
+        sqlx::query(
+            "update job set state = 'done', stage = 'processed', lease = null, leased_until = null,
+                 updated_at = $3, finished_at = $3 where tenant_id = $1 and job_id = $2",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(job.0)
+        .bind(self.postgres().clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("job.finish"))?;
         tx.commit().await
     }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::documents::namespace_lock;
 use super::error::failed;
 use super::transaction::TenantTransaction;
+use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::domain::ids::{ModelId, NamespaceId, NamespaceName, TenantId};
 use crate::store::error::{ErrorKind, StoreError};
@@ -164,7 +165,7 @@ impl TenantWriter {
     /// credential does not reach it.
     ///
     /// # Errors
-    /// `Unavailable` or `Timeout`.
+    /// `Unavailable` or `Timeout`; `Conflict` when the tenant or the namespace was deleted meanwhile.
     pub async fn corpus_require(&self, name: &NamespaceName) -> Result<Option<CorpusWriter>, StoreError> {
         if !self.scope.reaches(name) {
             return Ok(None);
@@ -174,9 +175,18 @@ impl TenantWriter {
         }
         let postgres = self.postgres();
         let mut tx = self.begin().await?;
+        // Before the statement that looks for a purge: either the purge waits for this namespace and takes it
+        // too, or what this statement sees has the purge in it.
+        sqlx::query("select pg_advisory_xact_lock_shared(hashtextextended($1, 8))")
+            .bind(self.scope.tenant().to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("namespace.create"))?;
         sqlx::query(
             "insert into namespace (tenant_id, namespace_id, name, model_id, created_at)
-             values ($1, $2, $3, $4, $5) on conflict (tenant_id, name) do nothing",
+             select $1, $2, $3, $4, $5
+             where not exists(select from job where tenant_id = $1 and kind = 'purge_tenant')
+             on conflict (tenant_id, name) do nothing",
         )
         .bind(self.scope.tenant().0)
         .bind(postgres.ids.uuid())
@@ -187,7 +197,12 @@ impl TenantWriter {
         .await
         .map_err(failed("namespace.create"))?;
         tx.commit().await?;
-        Ok(self.corpus_get(name).await?.map(|corpus| CorpusWriter { corpus }))
+        let Some(corpus) = self.corpus_get(name).await? else {
+            // Deleted again at once, or the tenant is.
+            let words = "the namespace is gone";
+            return Err(StoreError::new(ErrorKind::Conflict, "postgres", "namespace.create", words));
+        };
+        Ok(Some(CorpusWriter { corpus }))
     }
 
     /// Opens a namespace for writing by its identity, as a job knows it.
@@ -203,7 +218,7 @@ impl TenantWriter {
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`; then nothing was deleted, or everything in the database was and only
-    /// files remain, which the next deletion of the same tenant or `verify` removes.
+    /// files remain, which the sweep of orphans removes.
     pub async fn namespace_delete(&self, name: &NamespaceName) -> Result<bool, StoreError> {
         let Some(corpus) = self.corpus_get(name).await? else { return Ok(false) };
         let tenant = self.scope.tenant();
@@ -220,10 +235,12 @@ impl TenantWriter {
                 .map_err(failed("namespace.delete"))?;
         }
         tx.commit().await?;
+        crash_point("namespace-rows-deleted");
         let inner = &self.stores.inner;
         for partition in &partitions {
             inner.vectors.remove(partition).await?;
         }
+        crash_point("namespace-index-deleted");
         inner.uploads.remove_all(tenant, Some(namespace)).await?;
         Ok(true)
     }
@@ -235,6 +252,12 @@ impl TenantWriter {
     pub async fn tenant_purge(&self) -> Result<u64, StoreError> {
         let tenant = self.scope.tenant();
         let mut tx = self.begin().await?;
+        // Waits for namespaces that are being made; later ones find the purge and are not.
+        sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 8))")
+            .bind(tenant.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("tenant.purge"))?;
         // As `namespace_lock`, for each of them.
         sqlx::query(
             "select pg_advisory_xact_lock(hashtextextended(namespace_id::text, 7)) from namespace
@@ -244,6 +267,7 @@ impl TenantWriter {
         .execute(&mut *tx)
         .await
         .map_err(failed("tenant.purge"))?;
+        // Locked, so that whoever holds one of them ends first and leaves nothing behind its back.
         let partitions = partitions(&mut tx, tenant, None).await?;
         let mut rows = 0;
         for statement in PURGE_TENANT {
@@ -251,6 +275,7 @@ impl TenantWriter {
             rows += done.map_err(failed("tenant.purge"))?.rows_affected();
         }
         tx.commit().await?;
+        crash_point("tenant-rows-purged");
         let inner = &self.stores.inner;
         for partition in &partitions {
             inner.vectors.remove(partition).await?;
@@ -271,7 +296,8 @@ async fn partitions(
     let rows: Vec<(Uuid, String)> = sqlx::query_as(
         "select n.namespace_id, m.model from namespace n
          cross join lateral unnest(array_remove(array[n.model_id, n.building] || n.retired, null)) as m(model)
-         where n.tenant_id = $1 and ($2::uuid is null or n.namespace_id = $2) for update of n",
+         where n.tenant_id = $1 and ($2::uuid is null or n.namespace_id = $2)
+         order by n.namespace_id for update of n",
     )
     .bind(tenant.0)
     .bind(namespace.map(|namespace| namespace.0))

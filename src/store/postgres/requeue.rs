@@ -59,9 +59,11 @@ impl CorpusWriter {
                      and d.version = n.version and d.status = 'failed'
                  returning n.job_id, d.document_id, d.version, d.track_id, d.content_length)
              insert into job (tenant_id, job_id, namespace_id, kind, document_id, version, track_id, state, cost,
-                 due_at, created_at, updated_at)
-             select $1, job_id, $2, 'ingest', document_id, version, track_id, 'queued', content_length, $6, $6, $6
-             from again",
+                 upload, due_at, created_at, updated_at)
+             select $1, again.job_id, $2, 'ingest', document_id, version, again.track_id, 'queued',
+                 again.content_length, v.upload_id is not null, $6, $6, $6
+             from again join document_version v using (document_id, version)
+             where v.tenant_id = $1 and v.namespace_id = $2",
         )
         .bind(tenant)
         .bind(namespace)

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::Seq;
+use crate::domain::ids::{ModelId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
 
 const WATERMARK: &str = "watermark.json";
@@ -81,6 +82,24 @@ impl Layout {
             .join(partition.tenant().to_string())
             .join(partition.namespace().to_string())
             .join(partition.model().as_str())
+    }
+
+    /// Tenants that have a folder.
+    pub(super) fn tenants(&self) -> io::Result<Vec<TenantId>> {
+        Ok(names(&self.root)?.iter().filter_map(|name| name.parse().ok().map(TenantId)).collect())
+    }
+
+    /// Partitions of a tenant that have a folder.
+    pub(super) fn partitions(&self, tenant: TenantId) -> io::Result<Vec<Partition>> {
+        let folder = self.root.join(tenant.to_string());
+        let mut found = Vec::new();
+        for name in names(&folder)? {
+            let Ok(namespace) = name.parse().map(NamespaceId) else { continue };
+            let models = names(&folder.join(name))?;
+            let models = models.into_iter().filter_map(|model| ModelId::parse(&model).ok());
+            found.extend(models.map(|model| Partition::new(tenant, namespace, model)));
+        }
+        Ok(found)
     }
 
     /// Makes the folder of a new generation.
@@ -150,14 +169,21 @@ pub(super) fn discard_watermark(partition: &Path) -> io::Result<()> {
 
 /// The generations that have a folder.
 pub(super) fn generations(partition: &Path) -> io::Result<Vec<u64>> {
-    let entries = match fs::read_dir(partition) {
+    Ok(names(partition)?.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// What lies in a folder; nothing when there is none.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error),
     };
     let mut found = Vec::new();
     for entry in entries {
-        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+        found.extend(entry?.file_name().into_string().ok());
     }
     Ok(found)
 }

@@ -33,7 +33,7 @@ pub use self::settings::EdgeSettings;
 
 use self::fault::{BACKEND, Fault};
 use self::index::{Inner, blocking};
-use self::layout::Watermark;
+use self::layout::{Layout, Watermark};
 use self::rebuild::EdgeRebuild;
 use self::shard::Shard;
 use self::slot::{Reading, Served, Slot, State};
@@ -41,7 +41,7 @@ use super::error::{ErrorKind, StoreError};
 use super::partition::Partition;
 use super::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
 use crate::domain::Seq;
-use crate::domain::ids::ChunkId;
+use crate::domain::ids::{ChunkId, TenantId};
 
 impl Inner {
     /// Searches; blocks.
@@ -58,6 +58,19 @@ impl Inner {
             found.lexical = shard.lexical(filter, terms, query.limit)?;
         }
         Ok(found)
+    }
+
+    /// What the folders say, read off the async threads.
+    async fn listed<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        list: impl FnOnce(&Layout) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = Arc::clone(self);
+        let listed = blocking(&self.searches, move || {
+            list(&inner.layout).map_err(|error| Fault::from_io("listing the vector shards", &error))
+        });
+        listed.await.map_err(|fault| fault.into_store(operation))
     }
 
     #[cfg_attr(
@@ -284,6 +297,14 @@ impl VectorIndex for EdgeIndex {
             Ok(is_due || log > 4 * inner.settings.log_bound())
         });
         looked.await.unwrap_or(false)
+    }
+
+    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
+        self.inner.listed("vector.tenants", Layout::tenants).await
+    }
+
+    async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
+        self.inner.listed("vector.partitions", move |layout| layout.partitions(tenant)).await
     }
 
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {

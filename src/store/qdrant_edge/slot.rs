@@ -18,6 +18,7 @@ use super::fault::Fault;
 use super::layout::{self, Layout, Watermark};
 use super::settings::EdgeSettings;
 use super::shard::{self, Shard};
+use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::domain::ids::ChunkId;
 use crate::store::partition::Partition;
@@ -166,6 +167,7 @@ impl Served {
                 self.names_synced.store(true, Ordering::Release);
             }
         }
+        crash_point("flushed");
         let mark =
             Watermark { generation: self.generation, seq: applied, deleted_since: self.deleted_since() };
         layout

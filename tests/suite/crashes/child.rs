@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::place::Place;
@@ -21,6 +22,8 @@ pub struct Ground {
     place: Place,
     settings: PathBuf,
     key: String,
+    /// The tenant's identity.
+    pub tenant: String,
     pub http: reqwest::Client,
 }
 
@@ -32,13 +35,14 @@ impl Ground {
         let place = Place::new();
         let settings = place.base.path().join("settings.toml");
         let http = reqwest::Client::builder().timeout(PATIENCE).build().expect("client");
-        let mut ground = Self { place, settings, key: String::new(), http };
+        let mut ground = Self { place, settings, key: String::new(), tenant: String::new(), http };
         let toml = format!(
             r#"data_dir = "{}"
             [telemetry]
             filter = 'warn'
-            [ingestion]
-            lease_seconds = 5
+            [orphans]
+            every_seconds = 1
+            margin_seconds = 3
             [embedding]
             model = {model:?}
             [database]
@@ -52,8 +56,7 @@ impl Ground {
         );
         fs::write(&ground.settings, toml).expect("settings");
         let server = ground.start(None).await;
-        let key = server.tenant(&ground).await;
-        ground.key = key;
+        (ground.tenant, ground.key) = server.tenant(&ground).await;
         assert!(server.terminate().success(), "a server that is told to stop ends well");
         ground
     }
@@ -104,34 +107,68 @@ impl Ground {
         fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == cluster).then_some(pid)
     }
 
-    /// Sends a call of the tenant; no answer when the server is gone or going.
-    pub async fn try_post(&self, server: &Running, path: &str, body: &Value, once: &str) -> Option<Value> {
-        let request = self.http.post(format!("{}{path}", server.url)).bearer_auth(&self.key).json(body);
-        let request = if once.is_empty() { request } else { request.header("Idempotency-Key", once) };
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.place.paths.data_dir
+    }
+
+    /// A call of the tenant in a namespace.
+    pub fn request(&self, server: &Running, method: &str, path: &str, namespace: &str) -> RequestBuilder {
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = self.http.request(method, format!("{}{path}", server.url)).bearer_auth(&self.key);
+        request.header("X-Namespace", namespace)
+    }
+
+    /// A file as a form.
+    pub fn upload(&self, server: &Running, namespace: &str, name: &str, content: &str) -> RequestBuilder {
+        let head = format!("Content-Disposition: form-data; name=\"file\"; filename=\"{name}\"");
+        let body = format!("--edge\r\n{head}\r\n\r\n{content}\r\n--edge--\r\n");
+        let request = self.request(server, "POST", "/documents/upload", namespace);
+        request.header("Content-Type", "multipart/form-data; boundary=edge").body(body)
+    }
+
+    /// Status and body; none when the server is gone or going. A server that cannot says when to come again.
+    pub async fn answered(&self, request: RequestBuilder) -> Option<(u16, Value)> {
         let answer = request.send().await.ok()?;
-        let status = answer.status();
-        if status == reqwest::StatusCode::SERVICE_UNAVAILABLE {
+        let status = answer.status().as_u16();
+        if status == 503 {
+            assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
             return None;
         }
         // An answer that breaks off is none.
         let text = answer.text().await.ok()?;
-        assert!(status.is_success(), "{path}: {status} {text}\n{}", self.log());
-        Some(serde_json::from_str(&text).expect("JSON"))
+        assert!(status < 500, "{status} {text}\n{}", self.log());
+        Some((status, serde_json::from_str(&text).unwrap_or_default()))
     }
 
-    pub async fn post(&self, server: &Running, path: &str, body: &Value) -> Value {
-        self.try_post(server, path, body, "").await.unwrap_or_else(|| panic!("no answer: {}", self.log()))
+    /// Sends a call of the tenant; no answer when the server is gone or going.
+    pub async fn try_post(&self, server: &Running, path: &str, body: &Value, once: &str) -> Option<Value> {
+        let request = self.request(server, "POST", path, "default").json(body);
+        let request = if once.is_empty() { request } else { request.header("Idempotency-Key", once) };
+        let (status, answer) = self.answered(request).await?;
+        assert!(status < 300, "{path}: {status} {answer}\n{}", self.log());
+        Some(answer)
     }
 
     /// Every document that is listed, as soon as none waits any more.
     pub async fn settled(&self, server: &Running) -> Vec<Value> {
+        self.settled_in(server, "default").await
+    }
+
+    /// The same of any namespace.
+    pub async fn settled_in(&self, server: &Running, namespace: &str) -> Vec<Value> {
         let begun = Instant::now();
         loop {
             let mut documents = Vec::new();
             for page in 1.. {
                 let asked =
                     json!({"page": page, "page_size": 200, "sort_field": "id", "sort_direction": "asc"});
-                let listed = self.post(server, "/documents/paginated", &asked).await;
+                let request = self.request(server, "POST", "/documents/paginated", namespace).json(&asked);
+                let (status, listed) = self.answered(request).await.expect("an answer");
+                if status == 404 {
+                    // The namespace is not there.
+                    return documents;
+                }
                 documents.extend(listed["documents"].as_array().expect("documents").iter().cloned());
                 if listed["pagination"]["has_next"] != true {
                     break;
@@ -161,15 +198,63 @@ impl Ground {
 
     /// How often each name is among what a word finds.
     pub async fn found(&self, server: &Running, word: &str) -> BTreeMap<String, usize> {
-        let asked = json!({"query": word, "mode": "naive", "chunk_top_k": 100});
-        let answer = self.post(server, "/query/data", &asked).await;
         let mut names = BTreeMap::new();
-        for chunk in answer["data"]["chunks"].as_array().expect("chunks") {
-            if chunk["content"].as_str().expect("text").contains(word) {
-                *names.entry(chunk["file_path"].as_str().expect("name").to_owned()).or_default() += 1;
-            }
+        for (name, _) in self.texts(server, "default", word).await {
+            *names.entry(name).or_default() += 1;
         }
         names
+    }
+
+    /// The default namespace's history.
+    pub async fn history(&self, server: &Running) -> i64 {
+        let answer = self.answered(self.request(server, "GET", "/namespaces", "default")).await;
+        answer.expect("an answer").1["namespaces"][0]["corpus_seq"].as_i64().expect("a number")
+    }
+
+    /// Name and text of every chunk that a word finds and that holds it.
+    pub async fn texts(&self, server: &Running, namespace: &str, word: &str) -> Vec<(String, String)> {
+        let asked =
+            json!({"query": word, "mode": "naive", "chunk_top_k": 200, "max_total_tokens": 1_000_000});
+        let request = self.request(server, "POST", "/query/data", namespace).json(&asked);
+        let (status, answer) = self.answered(request).await.expect("an answer");
+        assert!(status == 200 || status == 404, "{status} {answer}");
+        let chunks = answer["data"]["chunks"].as_array().cloned().unwrap_or_default();
+        let field = |chunk: &Value, name: &str| chunk[name].as_str().expect("a text").to_owned();
+        let texts = chunks.iter().map(|chunk| (field(chunk, "file_path"), field(chunk, "content")));
+        texts.filter(|(_, text)| text.contains(word)).collect()
+    }
+
+    /// Every file and folder below a part of the data folder.
+    pub fn below(&self, part: &str) -> Vec<PathBuf> {
+        let mut folders = vec![self.data().join(part)];
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            // What goes meanwhile is not there.
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(entry.path());
+                }
+                found.push(entry.path());
+            }
+        }
+        found
+    }
+
+    /// Ends the private PostgreSQL without a warning.
+    pub fn kill_postgres(&self) {
+        let pid = self.postgres().expect("PostgreSQL runs");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+    }
+
+    /// Does what an operator does, at the socket; no answer when the server is gone.
+    pub async fn operate(&self, method: &str, path: &str, body: &Value) -> Option<Value> {
+        let operator =
+            fs::read_to_string(self.data().join("secrets/operator.key")).expect("the operator's key");
+        let socket = reqwest::Client::builder().unix_socket(self.data().join("admin.sock")).build();
+        let method = Method::from_bytes(method.as_bytes()).expect("a method");
+        let request = socket.expect("client").request(method, format!("http://operators{path}"));
+        let answer = request.bearer_auth(operator.trim()).json(body).send().await.ok()?;
+        answer.json().await.ok()
     }
 }
 
@@ -182,7 +267,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"))
     }
 
@@ -215,21 +300,15 @@ impl Running {
         self.ended()
     }
 
-    /// Makes a tenant and the key of its writer.
-    async fn tenant(&self, ground: &Ground) -> String {
-        let data = &ground.place.paths.data_dir;
-        let operator = fs::read_to_string(data.join("secrets/operator.key")).expect("the operator's key");
-        let socket = reqwest::Client::builder().unix_socket(data.join("admin.sock")).build().expect("client");
-        let made = async |path: String, body: Value| -> Value {
-            let request = socket.post(format!("http://operators{path}")).bearer_auth(operator.trim());
-            let answer = request.json(&body).send().await.expect("an answer");
-            answer.json().await.expect("JSON")
-        };
-        let tenant = made("/admin/tenants".to_owned(), json!({"name": "Crash", "reason": "a test"})).await;
-        let id = tenant["tenant_id"].as_str().expect("a tenant");
-        let key = json!({"name": "writer", "roles": ["writer"], "reason": "a test"});
-        let key = made(format!("/admin/tenants/{id}/keys"), key).await;
-        key["api_key"].as_str().expect("a key").to_owned()
+    /// Makes a tenant and a key that may do everything a tenant may.
+    async fn tenant(&self, ground: &Ground) -> (String, String) {
+        let tenant = json!({"name": "Crash", "reason": "a test"});
+        let tenant = ground.operate("POST", "/admin/tenants", &tenant).await.expect("an answer");
+        let id = tenant["tenant_id"].as_str().expect("a tenant").to_owned();
+        let key = json!({"name": "all", "roles": ["tenant_admin"], "reason": "a test"});
+        let key =
+            ground.operate("POST", &format!("/admin/tenants/{id}/keys"), &key).await.expect("an answer");
+        (id, key["api_key"].as_str().expect("a key").to_owned())
     }
 }
 

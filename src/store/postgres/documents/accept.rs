@@ -227,10 +227,11 @@ impl CorpusWriter {
                  from unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::uuid[])
                      as n(document_id, version, title, file_name, metadata, body, upload_id))
              insert into job (tenant_id, job_id, namespace_id, kind, document_id, version, track_id, state, cost,
-                 due_at, created_at, updated_at)
-             select $1, job_id, $2, 'ingest', document_id, version, $13, 'queued', cost, $12, $12, $12
-             from unnest($10::uuid[], $3::text[], $4::bigint[], $11::bigint[])
-                 as n(job_id, document_id, version, cost)",
+                 upload, due_at, created_at, updated_at)
+             select $1, job_id, $2, 'ingest', document_id, version, $13, 'queued', cost, upload_id is not null,
+                 $12, $12, $12
+             from unnest($10::uuid[], $3::text[], $4::bigint[], $11::bigint[], $9::uuid[])
+                 as n(job_id, document_id, version, cost, upload_id)",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
