@@ -17,7 +17,7 @@ use crate::store::postgres::PoolSettings;
 use crate::store::postgres::server::ServerSettings;
 use crate::store::qdrant_edge::EdgeSettings;
 use crate::telemetry::TelemetrySettings;
-use crate::tenancy::AuthSettings;
+use crate::tenancy::{AuthSettings, LimitSettings};
 
 /// All settings. The defaults and their meaning are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,6 +37,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// `[auth]`
     pub auth: AuthSettings,
+    /// `[limits]`
+    pub limits: LimitSettings,
     /// `[database]`
     pub database: DatabaseSettings,
     /// `[embedding]`
@@ -95,6 +97,7 @@ impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
         faults.extend(self.http.validate());
+        faults.extend(self.limits.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());

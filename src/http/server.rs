@@ -25,7 +25,7 @@ use super::edge::edge;
 use super::problem::Problem;
 use super::settings::{HttpSettings, TlsSettings};
 use super::state::App;
-use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query};
+use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query, usage};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,7 @@ fn tenants(config: &mut ServiceConfig) {
     documents::routes(config);
     jobs::routes(config);
     namespaces::routes(config);
+    usage::routes(config);
     query::routes(config);
     graph::routes(config);
     openai::routes(config);

@@ -11,11 +11,12 @@ use bulkhead::domain::lexical::Lexicon;
 use bulkhead::http::{App, HttpSettings, Meters, Serving, serve};
 use bulkhead::inference::{Embedder, EmbeddingSettings};
 use bulkhead::retrieval::Engine;
+use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::{Audit, AuditSettings};
 use bulkhead::tenancy::{
-    ApiKey, AuthSettings, Authenticator, Directory, KeyKind, KeyPepper, Permit, TokenSigner, Write,
-    reauthorise,
+    ApiKey, AuthSettings, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, Permit, TokenSigner,
+    Write, reauthorise,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::ExposeSecret as _;
@@ -71,6 +72,10 @@ impl Site {
     }
 
     pub async fn with(limits: HttpSettings) -> Self {
+        Self::limited(limits, LimitSettings::default()).await
+    }
+
+    pub async fn limited(limits: HttpSettings, quotas: LimitSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let harness = Harness::new().await;
         let folder = tempfile::tempdir().expect("folder");
@@ -122,6 +127,8 @@ impl Site {
             language_model: None,
             audit: audit.clone(),
             meters: Meters::new(&limits),
+            rates: Arc::new(MemoryRateLimiter::new(1000, Arc::clone(&clock))),
+            quotas,
             clock,
             ids,
             limits,
