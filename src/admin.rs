@@ -15,14 +15,16 @@ use uuid::Uuid;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, Slug, TenantId};
+use crate::domain::limits::{LimitOverrides, Limits};
 use crate::store::postgres::control::{KeyView, NewKey, TenantView};
 use crate::store::postgres::models::ReembedView;
+use crate::store::postgres::usage::Usage;
 use crate::store::{Audit, ErrorKind, StoreError, Stores};
-use crate::tenancy::{ApiKey, KeyKind, KeyPepper, MintError, OperatorScope, TokenSigner};
+use crate::tenancy::{ApiKey, KeyKind, KeyPepper, LimitSettings, MintError, OperatorScope, TokenSigner};
 
 pub use forms::{
-    CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewModel, NewOperator, NewTenant,
-    NewTenantKey, NewToken, Reason, TenantPage,
+    CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewLimits, NewModel, NewOperator,
+    NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
 };
 
 /// The most tenants in one page.
@@ -64,6 +66,8 @@ pub struct Administration {
     pub clock: Arc<dyn Clock>,
     /// New identifiers and secrets.
     pub ids: Arc<dyn IdSource>,
+    /// Limits of tenants for which no others were set.
+    pub limits: LimitSettings,
 }
 
 impl Administration {
@@ -115,12 +119,52 @@ impl Administration {
         Ok(TenantPage { tenants, next })
     }
 
-    /// One tenant, deleted ones included.
+    /// One tenant with its limits, deleted ones included.
     ///
     /// # Errors
     /// [`AdminError`].
-    pub async fn tenant_get(&self, by: &OperatorScope, tenant: TenantId) -> Result<TenantView, AdminError> {
-        self.stores.tenant_get(by, tenant).await?.ok_or(AdminError::NotFound)
+    pub async fn tenant_get(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+    ) -> Result<TenantDetails, AdminError> {
+        let found = self.stores.tenant_get(by, tenant).await?.ok_or(AdminError::NotFound)?;
+        Ok(self.details(found))
+    }
+
+    /// Sets limits of a tenant. Those that are not named stay as they are.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn tenant_set_limits(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+        new: &NewLimits,
+    ) -> Result<TenantDetails, AdminError> {
+        new.require()?;
+        let set = self.stores.tenant_set_limits(by, tenant, &new.limits).await?;
+        let details = self.details(set.ok_or(AdminError::NotFound)?);
+        let changes = new.limits.iter().map(|(name, value)| format!("{name}={value}"));
+        self.record(by, Some(tenant.0), "tenant.limits", &new.reason, changes).await?;
+        Ok(details)
+    }
+
+    /// What a tenant that is not deleted keeps, and what it may.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn tenant_usage(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+    ) -> Result<(Usage, Limits), AdminError> {
+        let limits = self.require_tenant(by, tenant).await?;
+        Ok((self.stores.tenant_usage(by, tenant).await?, limits))
+    }
+
+    fn details(&self, (tenant, limits_set): (TenantView, LimitOverrides)) -> TenantDetails {
+        TenantDetails { tenant, limits: self.limits.tenant.with(&limits_set), limits_set }
     }
 
     /// Suspends a tenant: its callers are refused and its jobs wait, until it is resumed.
@@ -329,18 +373,20 @@ impl Administration {
         self.stores.reembed_get(by, tenant, job).await?.ok_or(AdminError::NotFound)
     }
 
-    async fn require_tenant(&self, by: &OperatorScope, tenant: TenantId) -> Result<(), AdminError> {
-        let view = self.stores.tenant_get(by, tenant).await?;
-        view.filter(|view| view.state != "deleted").map(drop).ok_or(AdminError::NotFound)
+    /// The limits of a tenant that is not deleted.
+    async fn require_tenant(&self, by: &OperatorScope, tenant: TenantId) -> Result<Limits, AdminError> {
+        let found = self.stores.tenant_get(by, tenant).await?.filter(|(view, _)| view.state != "deleted");
+        let (_, set) = found.ok_or(AdminError::NotFound)?;
+        Ok(self.limits.tenant.with(&set))
     }
 
-    async fn record<const N: usize>(
+    async fn record(
         &self,
         by: &OperatorScope,
         tenant: Option<Uuid>,
         action: &'static str,
         reason: &str,
-        ids: [String; N],
+        ids: impl IntoIterator<Item = String>,
     ) -> Result<(), AdminError> {
         let entry =
             AuditEntry::new(AuditKind::Admin, action, Decision::Allowed).because(reason.trim()).with_ids(ids);

@@ -29,6 +29,7 @@ use crate::jobs::partitions;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
+use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
 use crate::store::postgres::roles::Role;
@@ -38,7 +39,9 @@ use crate::store::postgres::{Postgres, RoleAddresses, migrate};
 use crate::store::qdrant_edge::EdgeIndex;
 use crate::store::uploads::Uploads;
 use crate::store::{Corpus, Stores};
-use crate::tenancy::{ApiKey, Authenticator, Directory, KeyKind, KeyPepper, TokenSigner, secret_file};
+use crate::tenancy::{
+    ApiKey, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, TokenSigner, secret_file,
+};
 use crate::{http, telemetry};
 
 /// The stores and what guards them, without any model: what operators' commands need when no server runs.
@@ -57,6 +60,7 @@ pub struct Foundation {
     pub signer: Arc<TokenSigner>,
     /// The audit log.
     pub audit: Audit,
+    limits: LimitSettings,
     postgres: Postgres,
     index: EdgeIndex,
     private: Option<PrivateServer>,
@@ -132,6 +136,7 @@ impl Foundation {
             pepper: Arc::new(pepper),
             signer: Arc::new(signer),
             audit,
+            limits: settings.limits.clone(),
             postgres,
             index,
             private,
@@ -150,6 +155,7 @@ impl Foundation {
             pepper: Arc::clone(&self.pepper),
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
+            limits: self.limits.clone(),
         }
     }
 
@@ -281,6 +287,8 @@ impl Server {
             ids: Arc::clone(ids),
             meters: http::Meters::new(&settings.http),
             limits: settings.http.clone(),
+            rates: Arc::new(MemoryRateLimiter::new(settings.limits.remembered, Arc::clone(clock))),
+            quotas: settings.limits.clone(),
             started: clock.instant(),
             configuration: configuration(&settings, foundation.private.is_some(), stores),
             wake,

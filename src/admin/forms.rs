@@ -2,11 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::AdminError;
 use crate::domain::audit::MAX_CHARACTERS;
 use crate::domain::ids::{NamespaceName, Slug, TenantId};
+use crate::domain::limits::{self, LimitOverrides, Limits};
 use crate::store::postgres::control::TenantView;
 use crate::tenancy::Role;
 
@@ -94,6 +96,30 @@ pub struct NewModel {
     pub namespace: Option<String>,
     /// Why, for the audit log.
     pub reason: String,
+}
+
+/// Limits to be set for a tenant.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NewLimits {
+    /// Why, for the audit log.
+    pub reason: String,
+    /// Number by name; null gives a limit back to the configuration.
+    #[serde(flatten)]
+    #[schema(value_type = LimitOverrides)]
+    pub limits: Map<String, Value>,
+}
+
+/// A tenant and what it may use.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct TenantDetails {
+    /// The tenant.
+    #[serde(flatten)]
+    #[schema(inline)]
+    pub tenant: TenantView,
+    /// What it may use.
+    pub limits: Limits,
+    /// Which of these were set for it; the others are the configuration's.
+    pub limits_set: LimitOverrides,
 }
 
 /// A page of tenants, by identity.
@@ -222,6 +248,17 @@ impl Faults for NewModel {
 impl Faults for NewOperator {
     fn faults(&self) -> Vec<Fault> {
         words("name", &self.name).chain(reason(&self.reason)).collect()
+    }
+}
+
+impl Faults for NewLimits {
+    fn faults(&self) -> Vec<Fault> {
+        let wrong = self.limits.iter().filter_map(|(name, value)| {
+            let rule = limits::check(name, value).err()?;
+            Some(fault(limits::known(name).unwrap_or("limits"), rule))
+        });
+        let none = self.limits.is_empty().then(|| fault("limits", "at least one"));
+        reason(&self.reason).chain(wrong).chain(none).collect()
     }
 }
 

@@ -29,8 +29,8 @@ pub async fn bench(mut settings: Settings) -> anyhow::Result<bool> {
     settings.data_dir = folder.join("data");
     settings.http.address = ([127, 0, 0, 1], 0).into();
     // One caller asks as fast as it is answered.
-    settings.http.requests_per_second = 1_000_000;
-    settings.http.request_burst = 1_000_000;
+    settings.limits.tenant.requests_per_minute = 10_000_000;
+    settings.limits.address_requests_per_minute = 10_000_000;
     let source = documents_below(Path::new(SOURCE))?;
     let embedding = settings.embedding.clone();
     let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;

@@ -19,7 +19,7 @@ use crate::store::postgres::partitions::VectorSettings;
 use crate::store::postgres::server::ServerSettings;
 use crate::store::qdrant_edge::EdgeSettings;
 use crate::telemetry::TelemetrySettings;
-use crate::tenancy::AuthSettings;
+use crate::tenancy::{AuthSettings, LimitSettings};
 
 /// All settings. The defaults and their meaning are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -39,6 +39,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// `[auth]`
     pub auth: AuthSettings,
+    /// `[limits]`
+    pub limits: LimitSettings,
     /// `[database]`
     pub database: DatabaseSettings,
     /// `[embedding]`
@@ -102,6 +104,7 @@ impl Validate for Settings {
         let mut faults = self.auth.validate();
         faults.extend(self.database.vectors.faults());
         faults.extend(self.http.validate());
+        faults.extend(self.limits.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());

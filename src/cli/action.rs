@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::admin::{
-    AdminError, Administration, MAX_TENANTS, NewModel, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+    AdminError, Administration, MAX_TENANTS, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
+    NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 use crate::tenancy::OperatorScope;
@@ -17,6 +18,9 @@ use crate::tenancy::OperatorScope;
 pub(super) enum Action {
     TenantCreate(NewTenant),
     TenantList { after: Option<TenantId> },
+    TenantGet(TenantId),
+    TenantLimits(TenantId, NewLimits),
+    TenantUsage(TenantId),
     TenantSuspend(TenantId, Reason),
     TenantResume(TenantId, Reason),
     TenantDelete(TenantId, Reason),
@@ -39,6 +43,11 @@ impl Action {
                 let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
                 (Method::GET, format!("{tenants}?limit={MAX_TENANTS}{after}"), None)
             }
+            Self::TenantGet(tenant) => (Method::GET, format!("{tenants}/{tenant}"), None),
+            Self::TenantLimits(tenant, new) => {
+                (Method::PATCH, format!("{tenants}/{tenant}/limits"), Some(json!(new)))
+            }
+            Self::TenantUsage(tenant) => (Method::GET, format!("{tenants}/{tenant}/usage"), None),
             Self::TenantSuspend(tenant, reason) => {
                 (Method::POST, format!("{tenants}/{tenant}/suspend"), Some(json!(reason)))
             }
@@ -75,6 +84,14 @@ impl Action {
         Ok(match self {
             Self::TenantCreate(new) => value(&admin.tenant_create(by, new).await?),
             Self::TenantList { after } => value(&admin.tenant_list(by, *after, MAX_TENANTS).await?),
+            Self::TenantGet(tenant) => value(&admin.tenant_get(by, *tenant).await?),
+            Self::TenantLimits(tenant, new) => value(&admin.tenant_set_limits(by, *tenant, new).await?),
+            Self::TenantUsage(tenant) => {
+                let (usage, limits) = admin.tenant_usage(by, *tenant).await?;
+                let mut answer = value(&usage);
+                answer["limits"] = value(&limits);
+                answer
+            }
             Self::TenantSuspend(tenant, reason) => value(&admin.tenant_suspend(by, *tenant, reason).await?),
             Self::TenantResume(tenant, reason) => value(&admin.tenant_resume(by, *tenant, reason).await?),
             Self::TenantDelete(tenant, reason) => value(&admin.tenant_delete(by, *tenant, reason).await?),

@@ -10,6 +10,7 @@ mod action;
 mod config;
 mod desk;
 mod key;
+mod limits;
 mod manual;
 mod operator;
 mod output;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::Global;
 use super::action::Action;
 use super::desk::at_desk;
+use super::limits::{self, Limits};
 use super::output::{Answer, table};
 use crate::admin::{NewTenant, Reason};
 
@@ -25,6 +26,14 @@ pub(super) enum Command {
     },
     /// List the tenants that are not deleted.
     List,
+    /// Set what a tenant may use, or show it. Holds within two seconds; what is kept already is never removed.
+    Limits(Limits),
+    /// Show what a tenant keeps, and how long its queue is.
+    Usage {
+        /// The tenant's id or slug.
+        #[arg(long)]
+        tenant: String,
+    },
     /// Refuse a tenant's callers and let its jobs wait, until it is resumed.
     Suspend(Which),
     /// Serve a suspended tenant again.
@@ -63,6 +72,8 @@ impl Command {
                         table(&tenants, &["tenant_id", "slug", "state", "name"], "There is no tenant.");
                     return Ok(Answer { json: Value::Array(tenants), text });
                 }
+                Self::Limits(limits) => return limits.run(desk).await,
+                Self::Usage { tenant } => return limits::usage(desk, tenant).await,
                 Self::Create { name, slug, reason } => Action::TenantCreate(NewTenant {
                     name: name.clone(),
                     slug: slug.clone(),

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod document;
 pub mod ids;
 pub mod lexical;
+pub mod limits;
 pub mod names;
 pub mod query;
 pub mod seconds;

@@ -80,12 +80,9 @@ pub(super) struct WhoAmI {
 /// What a tenant may use.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Limits {
-    /// Requests in a second, on the average.
-    requests_per_second: u32,
-    /// Requests that may come at once.
-    request_burst: u32,
-    /// Jobs that may wait.
-    queued_jobs: i64,
+    #[serde(flatten)]
+    #[schema(inline)]
+    tenant: crate::domain::limits::Limits,
     /// The largest uploaded file, bytes.
     upload_bytes: usize,
     /// The longest text of one document, bytes.
@@ -107,9 +104,7 @@ pub(super) async fn whoami(caller: Caller, app: Data<App>) -> HttpResponse {
         roles: roles.into_iter().filter(|role| scope.role() >= Some(*role)).collect(),
         namespaces: scope.namespaces().map(|names| names.iter().map(ToString::to_string).collect()),
         limits: Limits {
-            requests_per_second: app.limits.requests_per_second,
-            request_burst: app.limits.request_burst,
-            queued_jobs: app.limits.max_queued_jobs,
+            tenant: app.quotas.of(scope),
             upload_bytes: app.limits.max_upload_bytes,
             text_bytes: app.limits.max_text_bytes,
             streams: app.limits.tenant_streams,

@@ -194,6 +194,7 @@ pub(super) async fn answer(asking: &Asking, task: bool, pieces: bool) -> Result<
 /// Nothing is looked for: what a frontend asks is about the conversation itself.
 async fn answer_task(asking: &Asking) -> Result<Reply, Problem> {
     asking.require_namespace().await?;
+    asking.wait_for_turn().await?;
     let scope = asking.caller.scope();
     let entry = AuditEntry::new(AuditKind::Query, "chat.task", Decision::Allowed)
         .of_query(asking.app.audit.query_hash(scope, &asking.asked.text));

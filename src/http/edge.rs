@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::form::{Answer, Form, protect};
 use super::identity::Caller;
+use super::limits::count_address;
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
@@ -42,7 +43,10 @@ pub(super) async fn edge(
     let span = tracing::info_span!("http.request", %request_id, method = %request.method(), route);
     let begun = app.clock.instant();
 
-    let outcome = AssertUnwindSafe(next.call(request)).catch_unwind().instrument(span.clone()).await;
+    let outcome = match count_address(&app, &request).await {
+        Ok(()) => AssertUnwindSafe(next.call(request)).catch_unwind().instrument(span.clone()).await,
+        Err(problem) => Ok(Err(problem.into())),
+    };
     let response = match outcome {
         Ok(Ok(response)) => response.map_into_boxed_body(),
         // Neither has a request any more: the answer is rendered whole.
@@ -71,6 +75,10 @@ pub(super) async fn edge(
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(own));
     }
     protect(response.headers_mut(), request_id);
+    let caller = response.request().extensions().get::<Caller>().cloned();
+    if let Some(caller) = caller {
+        caller.standings().tell(response.status(), response.headers_mut());
+    }
     let elapsed = app.clock.instant().saturating_duration_since(begun);
     span.in_scope(|| {
         tracing::info!(status = response.status().as_u16(), milliseconds = elapsed.as_millis(), "answered");

@@ -17,7 +17,7 @@ use crate::domain::ids::{DocumentId, JobId, NamespaceName};
 
 const NAMESPACE: [HeaderName; 2] =
     [HeaderName::from_static("lightrag-workspace"), HeaderName::from_static("x-namespace")];
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 

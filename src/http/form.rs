@@ -28,12 +28,13 @@ pub(super) enum Form {
 }
 
 /// Our own routes among LightRAG's.
-const OWN: [&str; 6] = [
+const OWN: [&str; 7] = [
     "/documents/{id}",
     "/documents/track_status/{track_id}/events",
     "/namespaces",
     "/jobs",
     "/admin",
+    "/usage",
     "/auth/whoami",
 ];
 

@@ -81,7 +81,7 @@ pub(super) async fn health(caller: PossibleCaller, app: Data<App>) -> Result<Htt
                 pipeline_busy: queued + running > 0,
                 pipeline_active: running > 0,
                 pipeline_pending_enqueues: queued,
-                queue: json!({"queued": queued, "running": running, "limit": app.limits.max_queued_jobs}),
+                queue: json!({"queued": queued, "running": running, "limit": app.quotas.of(caller.scope()).queued_jobs}),
                 configuration: app.configuration.clone(),
                 bulkhead_version: env!("CARGO_PKG_VERSION"),
                 api_docs_available: true,

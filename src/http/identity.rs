@@ -18,11 +18,12 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
 
+use super::limits::{self, Standings};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::tenancy::{
-    Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RequestHints,
-    TenantScope,
+    Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RefusalKind,
+    RequestHints, TenantScope,
 };
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -31,19 +32,27 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 
 /// A caller who was let in, whatever it may do. Streams keep it to ask again whether it still may.
 #[derive(Debug, Clone)]
-pub struct Caller(Authenticated);
+pub struct Caller {
+    authenticated: Authenticated,
+    standings: Standings,
+}
 
 impl Caller {
     /// The caller's authority.
     #[must_use]
     pub fn scope(&self) -> &TenantScope {
-        self.0.scope()
+        self.authenticated.scope()
     }
 
     /// The verified credential.
     #[must_use]
     pub fn authenticated(&self) -> &Authenticated {
-        &self.0
+        &self.authenticated
+    }
+
+    /// Where its limits stand after its request.
+    pub(super) fn standings(&self) -> &Standings {
+        &self.standings
     }
 }
 
@@ -93,6 +102,8 @@ struct Head {
     forwarded_host: Vec<HeaderValue>,
     x_tenant_id: Vec<HeaderValue>,
     peer: Option<IpAddr>,
+    /// As limits see it.
+    address: Option<IpAddr>,
 }
 
 fn values(headers: &HeaderMap, name: &HeaderName) -> Vec<HeaderValue> {
@@ -114,6 +125,7 @@ impl Head {
             forwarded_host: values(headers, &X_FORWARDED_HOST),
             x_tenant_id: values(headers, &X_TENANT_ID),
             peer: request.peer_addr().map(|peer| peer.ip()),
+            address: limits::address(request),
         }
     }
 
@@ -145,35 +157,33 @@ pub(super) async fn refused(app: &App, refusal: Refusal) -> Problem {
     }
 }
 
+/// Refuses a credential, unless so many were refused from its address that another must not be written down.
+async fn turned_away(app: &App, head: &Head, refusal: Refusal) -> Problem {
+    // That nobody can be asked is no refusal of the credential.
+    if refusal.kind() != RefusalKind::Unavailable
+        && let Err(problem) = limits::count_refusal(app, head.address).await
+    {
+        return problem;
+    }
+    refused(app, refusal).await
+}
+
 /// Verifies a tenant's credential and counts the request; `allowed` then says whether the role suffices.
 async fn admit(
     app: Data<App>,
     head: Head,
     allowed: fn(&TenantScope) -> Result<(), Denied>,
 ) -> Result<Identity, Problem> {
-    let caller = match app.authenticator.authenticate(&head.credentials(), &head.hints()).await {
-        Ok(authenticated) => Caller(authenticated),
-        Err(refusal) => return Err(refused(&app, refusal).await),
+    let authenticated = match app.authenticator.authenticate(&head.credentials(), &head.hints()).await {
+        Ok(authenticated) => authenticated,
+        Err(refusal) => return Err(turned_away(&app, &head, refusal).await),
     };
-    if let Err(wait) = app.meters.request(caller.scope().tenant()) {
-        return Err(over_limit(&app, wait));
+    let scope = authenticated.scope();
+    let standings = limits::count_request(&app, scope).await?;
+    if let Err(denied) = allowed(scope) {
+        return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied)).await));
     }
-    if let Err(denied) = allowed(caller.scope()) {
-        return Err(refused(&app, Refusal::missing_role(caller.scope(), &denied)).await);
-    }
-    Ok(Identity::Tenant(caller))
-}
-
-fn over_limit(app: &App, wait: std::time::Duration) -> Problem {
-    let seconds = wait.as_secs() + 1;
-    let field = |name, value: u64| (HeaderName::from_static(name), HeaderValue::from(value));
-    let limits = [
-        field("ratelimit-limit", u64::from(app.limits.request_burst)),
-        field("ratelimit-remaining", 0),
-        field("ratelimit-reset", seconds),
-    ];
-    let problem = Problem::new(Kind::RateLimited).retry_after(wait);
-    limits.into_iter().fold(problem, |problem, (name, value)| problem.with_header(name, value))
+    Ok(Identity::Tenant(Caller { authenticated, standings }))
 }
 
 type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
@@ -264,7 +274,7 @@ impl FromRequest for OperatorScope {
         let gate = close_gate(request, async move {
             match app.authenticator.authenticate_operator(&head.credentials()).await {
                 Ok(operator) => Ok(Identity::Operator(operator)),
-                Err(refusal) => Err(refused(&app, refusal).await),
+                Err(refusal) => Err(turned_away(&app, &head, refusal).await),
             }
         });
         Box::pin(async move {
@@ -274,41 +284,4 @@ impl FromRequest for OperatorScope {
             }
         })
     }
-}
-
-/// Room for another job in the tenant's queue, asked for before a body is read. The answer that counts is
-/// given when the document is accepted.
-pub struct Room;
-
-impl FromRequest for Room {
-    type Error = Problem;
-    type Future = Extraction<Self>;
-
-    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
-        let (before, app) = match (gate(request), state(request)) {
-            (Ok(before), Ok(app)) => (before, app),
-            (Err(problem), _) | (_, Err(problem)) => return Box::pin(async { Err(problem) }),
-        };
-        let gate = close_gate(request, async move {
-            let identity = before.await?;
-            let Identity::Tenant(caller) = &identity else {
-                return Err(Problem::internal("an operator at a tenant's gate"));
-            };
-            let permit = caller.scope().permit::<crate::tenancy::Read>();
-            let permit = permit.map_err(|denied| Problem::new(Kind::MissingRole).because(denied))?;
-            let counts = app.stores.reader(&permit).job_counts().await?;
-            if counts.queued + counts.running >= app.limits.max_queued_jobs {
-                return Err(queue_full());
-            }
-            Ok(identity)
-        });
-        Box::pin(async move { gate.await.map(|_| Self) })
-    }
-}
-
-/// More jobs would wait than the tenant may have.
-pub(super) fn queue_full() -> Problem {
-    Problem::new(Kind::RateLimited)
-        .saying("Too many of this tenant's documents wait to be processed.")
-        .retry_after(std::time::Duration::from_secs(5))
 }

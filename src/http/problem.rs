@@ -106,6 +106,9 @@ problems! {
         "Use a new `Idempotency-Key` for each request, and the same one only to repeat it.";
     /// Over the tenant's limit.
     RateLimited, 429, "rate-limited", "The tenant's limit is reached", "Try again later.";
+    /// The tenant keeps as much as it may.
+    QuotaReached, 429, "quota-reached", "The tenant keeps as much as it may",
+        "Delete documents, or ask the operator for more.";
     /// A foreign row came back from a store.
     IsolationAlarm, 500, "isolation-alarm", "The request was stopped", "The request was stopped to protect data.";
     /// A fault of ours.
@@ -154,6 +157,8 @@ impl Problem {
     pub fn new(kind: Kind) -> Self {
         let retry_after = match kind {
             Kind::Unavailable | Kind::RateLimited => Some(Duration::from_secs(1)),
+            // Nothing comes back by itself.
+            Kind::QuotaReached => Some(Duration::from_mins(1)),
             _ => None,
         };
         Self {

@@ -24,7 +24,7 @@ use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::state::App;
 use super::tls::{Certificate, TlsError};
-use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query};
+use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query, usage};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,7 @@ fn tenants(config: &mut ServiceConfig) {
     documents::routes(config);
     jobs::routes(config);
     namespaces::routes(config);
+    usage::routes(config);
     query::routes(config);
     graph::routes(config);
     openai::routes(config);

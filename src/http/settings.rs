@@ -49,12 +49,6 @@ pub struct HttpSettings {
     pub tenant_uploads: usize,
     /// The largest metadata of one document, bytes of JSON.
     pub max_metadata_bytes: usize,
-    /// Jobs of one tenant that may wait.
-    pub max_queued_jobs: i64,
-    /// Requests of one tenant in a second, on the average.
-    pub requests_per_second: u32,
-    /// Requests of one tenant that may come at once.
-    pub request_burst: u32,
     /// Event streams at once, over all tenants.
     pub streams: usize,
     /// Of these, how many one tenant may have.
@@ -108,9 +102,6 @@ impl Default for HttpSettings {
             uploads: 16,
             tenant_uploads: 4,
             max_metadata_bytes: 16 * 1024,
-            max_queued_jobs: 10_000,
-            requests_per_second: 500,
-            request_burst: 2000,
             streams: 10_000,
             tenant_streams: 1000,
             max_wait_seconds: 60,
@@ -154,8 +145,6 @@ impl HttpSettings {
             ("body_seconds", self.body_seconds),
             ("heartbeat_seconds", self.heartbeat_seconds),
             ("progress_poll_ms", self.progress_poll_ms),
-            ("requests_per_second", u64::from(self.requests_per_second)),
-            ("request_burst", u64::from(self.request_burst)),
             ("tls.reload_seconds", self.tls.as_ref().map_or(1, |tls| tls.reload_seconds)),
         ];
         faults.extend(

@@ -1,25 +1,22 @@
 //! What every handler is given: the server's parts, built by the composition root.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use governor::clock::DefaultClock;
-use governor::state::keyed::DashMapStateStore;
-use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::settings::HttpSettings;
+use super::turns::{Turn, Turns};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, TenantId};
 use crate::inference::{Embedder, LanguageModel};
 use crate::retrieval::Engine;
 use crate::store::audit::Audit;
-use crate::store::{Corpus, Stores};
-use crate::tenancy::{Authenticator, KeyPepper, TokenSigner};
+use crate::store::{Corpus, RateLimiter, Stores};
+use crate::tenancy::{Authenticator, KeyPepper, LimitSettings, TenantScope, TokenSigner};
 
 /// The parts of a running server.
 pub struct App {
@@ -45,8 +42,12 @@ pub struct App {
     pub clock: Arc<dyn Clock>,
     /// New identifiers and secrets.
     pub ids: Arc<dyn IdSource>,
-    /// Limits and times.
+    /// Sizes and times.
     pub limits: HttpSettings,
+    /// What tenants may use, and addresses.
+    pub quotas: LimitSettings,
+    /// Counts requests.
+    pub rates: Arc<dyn RateLimiter>,
     /// This server's name among several.
     pub node: String,
     /// When it began to serve.
@@ -66,11 +67,26 @@ impl App {
     pub fn changed(&self, corpus: &Corpus) {
         (self.on_change)(corpus);
     }
+
+    /// A turn to have a question answered; `None` when too many of the tenant's are, or when it takes too long.
+    pub(super) async fn turn(&self, scope: &TenantScope) -> Option<Turn> {
+        self.meters.turns.take(scope.tenant(), &self.quotas.of(scope), self.quotas.query_wait()).await
+    }
+}
+
+/// A tenant's requests since this server began.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic {
+    /// All of them.
+    pub(super) requests: u64,
+    /// Those that were refused for their rate.
+    pub(super) refused: u64,
 }
 
 /// What is counted over all requests of this server, each within a bound of the settings.
 pub struct Meters {
-    rates: RateLimiter<TenantId, DashMapStateStore<TenantId>, DefaultClock>,
+    traffic: Mutex<HashMap<TenantId, Traffic>>,
+    turns: Turns,
     streams: Places,
     uploads: Places,
 }
@@ -79,19 +95,25 @@ impl Meters {
     /// Nothing counted yet.
     #[must_use]
     pub fn new(limits: &HttpSettings) -> Self {
-        let rate = NonZeroU32::new(limits.requests_per_second).unwrap_or(NonZeroU32::MIN);
-        let burst = NonZeroU32::new(limits.request_burst).unwrap_or(NonZeroU32::MIN);
         Self {
-            rates: RateLimiter::dashmap(Quota::per_second(rate).allow_burst(burst)),
+            traffic: Mutex::default(),
+            turns: Turns::default(),
             streams: Places::new(limits.streams, limits.tenant_streams),
             uploads: Places::new(limits.uploads, limits.tenant_uploads),
         }
     }
 
-    /// Counts a request; the time after which to try again when the tenant is over its limit.
-    pub(super) fn request(&self, tenant: TenantId) -> Result<(), Duration> {
-        use governor::clock::Clock as _;
-        self.rates.check_key(&tenant).map_err(|until| until.wait_time_from(self.rates.clock().now()))
+    /// Counts a request of a tenant, and whether it was refused for its rate.
+    pub(super) fn count(&self, tenant: TenantId, refused: bool) {
+        let mut traffic = self.traffic.lock();
+        let own = traffic.entry(tenant).or_default();
+        own.requests += 1;
+        own.refused += u64::from(refused);
+    }
+
+    /// A tenant's requests.
+    pub(super) fn traffic(&self, tenant: TenantId) -> Traffic {
+        self.traffic.lock().get(&tenant).copied().unwrap_or_default()
     }
 
     /// A place for an event stream; `None` when all are taken, or all of the tenant's.

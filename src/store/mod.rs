@@ -6,9 +6,11 @@
 pub mod audit;
 pub mod error;
 pub mod handles;
+pub mod memory;
 pub mod partition;
 pub mod postgres;
 pub mod qdrant_edge;
+pub mod rate_limit;
 pub mod uploads;
 pub mod vector;
 
@@ -16,3 +18,4 @@ pub use audit::{Audit, AuditLog, AuditSettings};
 pub use error::{ErrorKind, StoreError};
 pub use handles::{Corpus, CorpusWriter, Stores, TenantReader, TenantWriter};
 pub use partition::Partition;
+pub use rate_limit::{RateKey, RateLimiter, Standing};

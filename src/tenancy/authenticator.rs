@@ -9,12 +9,14 @@
 //! when the directory does not answer, the answer is [`RefusalKind::Unavailable`], never an old one and never
 //! a word about the credential.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use subtle::ConstantTimeEq;
 
+use super::address;
 use super::api_key::{ApiKey, KeyKind, KeyPepper};
 use super::directory::{Directory, DirectoryError, KeyRecord, OperatorRecord, TenantRecord, TenantState};
 use super::hints::{HintRules, RequestHints, TenantHint};
@@ -165,6 +167,13 @@ impl Authenticator {
         self.operators.forget();
         self.tenants.forget();
         self.slugs.forget();
+    }
+
+    /// Whose requests a request is counted with before anybody is known, by its peer and its
+    /// `X-Forwarded-For` headers.
+    #[must_use]
+    pub fn client_address(&self, peer: IpAddr, forwarded_for: &[&[u8]]) -> IpAddr {
+        address::network(address::client(peer, forwarded_for, |proxy| self.hints.trusts(proxy)))
     }
 
     /// The scope of a request's credential, when everything else in the request agrees with it.

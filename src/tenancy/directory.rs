@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::scope::Role;
 use crate::domain::ids::{NamespaceName, TenantId};
+use crate::domain::limits::LimitOverrides;
 
 /// Where a tenant stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct TenantRecord {
     pub slug: Arc<str>,
     /// Where it stands.
     pub state: TenantState,
+    /// The limits that were set for it.
+    pub limits: LimitOverrides,
 }
 
 /// A stored API key. The secret itself is not stored.

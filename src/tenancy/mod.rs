@@ -6,6 +6,7 @@
 //! **Invariant:** the tenant never comes from the request; a request can only agree with its credential or fail.
 //! **Invariant:** nothing in here reads tenant data; credentials are looked up through [`Directory`].
 
+mod address;
 pub mod api_key;
 pub mod authenticator;
 pub mod directory;
@@ -14,6 +15,7 @@ pub mod fuzz;
 pub mod hints;
 pub mod jwks;
 mod jwt;
+pub mod limits;
 mod lookup;
 pub mod operator;
 pub mod permit;
@@ -30,6 +32,7 @@ pub use api_key::{ApiKey, KeyKind, KeyPepper};
 pub use authenticator::{AuthSetupError, Authenticated, Authenticator, CredentialKind, PresentedCredentials};
 pub use directory::{Directory, DirectoryError, KeyRecord, OperatorRecord, TenantRecord, TenantState};
 pub use hints::{RequestHints, TenantHint};
+pub use limits::LimitSettings;
 pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
 pub use refusal::{Refusal, RefusalFacts, RefusalKind};

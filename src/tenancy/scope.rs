@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::{Directory, DirectoryError, TenantRecord, TenantState};
 use super::permit::{Action, Denied, Permit};
 use crate::domain::ids::{NamespaceName, TenantId};
+use crate::domain::limits::LimitOverrides;
 
 /// What a credential allows. Each role includes the one before it.
 #[derive(
@@ -68,6 +69,7 @@ pub struct TenantScope {
     principal: Principal,
     role: Option<Role>,
     namespaces: Option<Arc<[NamespaceName]>>,
+    limits: LimitOverrides,
 }
 
 impl fmt::Debug for TenantScope {
@@ -90,6 +92,7 @@ impl TenantScope {
             principal,
             role: roles.iter().copied().max(),
             namespaces,
+            limits: tenant.limits,
         }
     }
 
@@ -121,6 +124,12 @@ impl TenantScope {
     #[must_use]
     pub fn namespaces(&self) -> Option<&[NamespaceName]> {
         self.namespaces.as_deref()
+    }
+
+    /// The limits that were set for the tenant.
+    #[must_use]
+    pub fn limits(&self) -> &LimitOverrides {
+        &self.limits
     }
 
     /// Whether the credential reaches this namespace.

@@ -138,6 +138,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "get /documents/pipeline_status"
         | "get /documents/supported_file_types"
         | "get /namespaces"
+        | "get /usage"
         | "get /v1/models"
         | "get /api/version"
         | "get /api/tags"
@@ -210,13 +211,16 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         }
         "post /admin/tenants" => vec![with(path, json!({"name": "Mallory", "reason": "a test"}))],
         "post /admin/operators" => vec![with(path, json!({"name": "mallory", "reason": "a test"}))],
-        "get /admin/tenants/{id}" | "get /admin/tenants/{id}/keys" => {
+        "get /admin/tenants/{id}" | "get /admin/tenants/{id}/keys" | "get /admin/tenants/{id}/usage" => {
             vec![get(path.replace("{id}", &ids.tenant))]
         }
         "delete /admin/tenants/{id}"
         | "post /admin/tenants/{id}/suspend"
         | "post /admin/tenants/{id}/resume" => {
             vec![with(path.replace("{id}", &ids.tenant), reason())]
+        }
+        "patch /admin/tenants/{id}/limits" => {
+            vec![with(path.replace("{id}", &ids.tenant), json!({"documents": 1, "reason": "a test"}))]
         }
         "post /admin/tenants/{id}/keys" => {
             let body = json!({"name": "key", "roles": ["reader"], "reason": "a test"});

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bulkhead::domain::Seq;
 use bulkhead::domain::ids::{ChunkId, DocumentId, NamespaceName};
+use bulkhead::domain::limits::Limits;
 use bulkhead::store::postgres::documents::{Listing, OnExisting, SortField};
 use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::vector::{Terms, VectorQuery};
@@ -188,11 +189,11 @@ async fn a_write_that_is_dropped_anywhere_is_done_whole_or_not_at_all() {
     });
     sweep!(sweep, "documents_accept", polls => {
         let (corpus, new) = (corpus.clone(), document(&format!("doc-{polls}"), "harbour"));
-        async move { corpus.documents_accept(&[new], OnExisting::Replace, "track-2", 1000).await }
+        async move { corpus.documents_accept(&[new], OnExisting::Replace, "track-2", &Limits::default()).await }
     });
     sweep!(sweep, "documents_accept again", polls => {
         let (corpus, new) = (corpus.clone(), document("doc-1", &format!("harbour {polls}")));
-        async move { corpus.documents_accept(&[new], OnExisting::Replace, "track-2", 1000).await }
+        async move { corpus.documents_accept(&[new], OnExisting::Replace, "track-2", &Limits::default()).await }
     });
     let track = sweep.harness.stores.reader(&sweep.a).document_track("track-2").await.expect("read");
     let ids: Vec<String> = track.into_iter().map(|row| row.document_id).collect();

@@ -52,6 +52,7 @@ app idempotency delete,insert,select,update
 app job delete,insert,select,update
 app namespace delete,insert,select,update
 app outbox delete,insert,select,update
+app tenant_usage delete,insert,select,update
 app term_frequency delete,insert,select,update
 backup _sqlx_migrations select
 backup api_key select
@@ -71,6 +72,7 @@ backup namespace select
 backup operator_key select
 backup outbox select
 backup tenant select
+backup tenant_usage select
 backup term_frequency select
 backup vectors_MODEL_NAMESPACE select
 control api_key delete,insert,select,update
@@ -79,12 +81,13 @@ control audit_head insert,select,update
 control job insert,select
 control operator_key insert,select,update
 control tenant insert,select,update
+control tenant_usage select
 dispatch outbox delete";
 
 const COLUMN_GRANTS: &str = "\
 auth select api_key digest,expires_at,key_id,namespaces,revoked_at,roles,tenant_id
 auth select operator_key digest,expires_at,key_id,revoked_at
-auth select tenant slug,state,tenant_id
+auth select tenant limits,slug,state,tenant_id
 dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
 dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_by,leased_until,namespace_id,state,tenant_id,upload
 dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id

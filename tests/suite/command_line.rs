@@ -136,6 +136,15 @@ fn operate(shell: &Shell, slug: &str) {
     let long = shell.complaint(&["token", "--tenant", slug, "--role", "reader", "--expires-in", "9h"]);
     assert!(long.contains("3600"), "{long}");
 
+    let limits = ["tenant", "limits", "--tenant", slug];
+    let set = ["--documents", "5", "--bytes", "default", "--reason", "a test"];
+    let set = shell.json(&[&limits[..], &set].concat());
+    assert_eq!(set["limits_set"], serde_json::json!({"documents": 5}));
+    assert_eq!(shell.json(&limits)["limits"], set["limits"]);
+    let shown = shell.run(&limits);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("documents"), "{shown:?}");
+    assert_eq!(shell.json(&["tenant", "usage", "--tenant", slug])["documents"], 0);
+
     let operator = shell.json(&["operator", "create", "--name", "second", "--reason", "a test"]);
     let file = shell.place.base.path().join(format!("{slug}.key"));
     fs::write(&file, operator["operator_key"].as_str().expect("a key")).expect("written");

@@ -14,6 +14,7 @@ use bulkhead::domain::document::Status;
 use bulkhead::domain::ids::{
     ChunkId, DocumentId, IdSource as _, JobId, ModelId, NamespaceName, SystemIds, TenantId,
 };
+use bulkhead::domain::limits::Limits;
 use bulkhead::store::postgres::documents::{Acceptance, Content, NewDocument, OnExisting};
 use bulkhead::store::postgres::ingest::{Committed, Mentions, NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::LeasedJob;
@@ -111,21 +112,25 @@ impl Drop for Deployment {
 
 /// A clock that a test moves.
 #[derive(Debug, Clone)]
-pub struct FakeClock(Arc<Mutex<DateTime<Utc>>>);
+pub struct FakeClock {
+    now: Arc<Mutex<DateTime<Utc>>>,
+    begun: DateTime<Utc>,
+}
 
 impl FakeClock {
     pub fn advance(&self, by: Duration) {
-        *self.0.lock().expect("clock") += chrono::Duration::from_std(by).expect("duration");
+        *self.now.lock().expect("clock") += chrono::Duration::from_std(by).expect("duration");
     }
 }
 
 impl Clock for FakeClock {
     fn now(&self) -> DateTime<Utc> {
-        *self.0.lock().expect("clock")
+        *self.now.lock().expect("clock")
     }
 
+    /// The machine's own, and what the test moved it by.
     fn instant(&self) -> Instant {
-        Instant::now()
+        Instant::now() + (self.now() - self.begun).to_std().expect("forward")
     }
 }
 
@@ -162,7 +167,7 @@ impl Harness {
         detour(&mut addresses);
         // Whole microseconds, as the database keeps them.
         let now = DateTime::from_timestamp(SystemClock.now().timestamp(), 0).expect("time");
-        let clock = FakeClock(Arc::new(Mutex::new(now)));
+        let clock = FakeClock { now: Arc::new(Mutex::new(now)), begun: now };
         let model = ModelId::parse(MODEL).expect("model");
         let ids = Arc::new(SystemIds(SystemClock));
         let postgres = Postgres::new(&addresses, settings, model, Arc::new(clock.clone()), ids);
@@ -293,7 +298,7 @@ pub fn term(word: &str) -> u32 {
 
 /// Accepts documents under a fixed track.
 pub async fn accept(corpus: &CorpusWriter, documents: &[NewDocument], existing: OnExisting) -> Acceptance {
-    corpus.documents_accept(documents, existing, "track-1", 1000).await.expect("accepted")
+    corpus.documents_accept(documents, existing, "track-1", &Limits::default()).await.expect("accepted")
 }
 
 /// What an acceptance of one document says of its job.

@@ -8,7 +8,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::site::{Answer, Site, Tenant, send};
+use bulkhead::domain::limits::Limits;
 use bulkhead::http::HttpSettings;
+use bulkhead::tenancy::LimitSettings;
 
 async fn insert(site: &Site, tenant: &Tenant, text: &str, name: &str) -> Answer {
     let answer =
@@ -349,7 +351,9 @@ async fn a_revoked_key_ends_its_running_stream_within_two_seconds() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_before_the_body_is_read() {
-    let site = Site::with(HttpSettings { max_queued_jobs: 2, ..HttpSettings::default() }).await;
+    let tenant = Limits { queued_jobs: 2, ..Limits::default() };
+    let quotas = LimitSettings { tenant, ..LimitSettings::default() };
+    let site = Site::limited(HttpSettings::default(), quotas).await;
     let (alice, bob) = (site.tenant("Alice").await, site.tenant("Bob").await);
     for name in ["1.txt", "2.txt"] {
         insert(&site, &alice, &format!("Text {name}."), name).await;

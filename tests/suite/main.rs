@@ -28,6 +28,8 @@ mod http_documents;
 mod http_problems;
 mod ingestion;
 mod language_model;
+mod limits;
+mod limits_live;
 mod operations;
 mod parse;
 mod partitions;

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bulkhead::domain::Seq;
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource, NamespaceName, SystemIds, TenantId};
+use bulkhead::domain::limits::Limits;
 use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::store::postgres::documents::{Acceptance, Content, NewDocument, OnExisting};
 use bulkhead::store::postgres::ingest::{Mentions, NewChunk, ProcessedDocument};
@@ -188,7 +189,8 @@ impl Rig {
             content_length: 4,
             summary: String::new(),
         };
-        let accepted = corpus.documents_accept(&[new], OnExisting::Replace, "track", 1000).await;
+        let accepted =
+            corpus.documents_accept(&[new], OnExisting::Replace, "track", &Limits::default()).await;
         assert!(matches!(accepted.expect("accepted"), Acceptance::Accepted(_)));
         let leased =
             self.stores.job_lease(corpus.partition().tenant(), terms(1, 1000)).await.expect("leased");

@@ -11,11 +11,12 @@ use bulkhead::domain::lexical::Lexicon;
 use bulkhead::http::{App, HttpSettings, Meters, Serving, serve};
 use bulkhead::inference::{Embedder, EmbeddingSettings};
 use bulkhead::retrieval::Engine;
+use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::{Audit, AuditSettings};
 use bulkhead::tenancy::{
-    ApiKey, AuthSettings, Authenticator, Directory, KeyKind, KeyPepper, Permit, TokenSigner, Write,
-    reauthorise,
+    ApiKey, AuthSettings, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, Permit, TokenSigner,
+    Write, reauthorise,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::ExposeSecret as _;
@@ -71,10 +72,18 @@ impl Site {
     }
 
     pub async fn with(limits: HttpSettings) -> Self {
-        Self::with_auth(limits, AuthSettings::default()).await
+        Self::built(limits, LimitSettings::default(), AuthSettings::default()).await
     }
 
     pub async fn with_auth(limits: HttpSettings, auth: AuthSettings) -> Self {
+        Self::built(limits, LimitSettings::default(), auth).await
+    }
+
+    pub async fn limited(limits: HttpSettings, quotas: LimitSettings) -> Self {
+        Self::built(limits, quotas, AuthSettings::default()).await
+    }
+
+    async fn built(limits: HttpSettings, quotas: LimitSettings, auth: AuthSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let harness = Harness::new().await;
         let folder = tempfile::tempdir().expect("folder");
@@ -126,6 +135,8 @@ impl Site {
             language_model: None,
             audit: audit.clone(),
             meters: Meters::new(&limits),
+            rates: Arc::new(MemoryRateLimiter::new(1000, Arc::clone(&clock))),
+            quotas,
             clock,
             ids,
             limits,

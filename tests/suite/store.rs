@@ -7,6 +7,7 @@ use bulkhead::domain::Seq;
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::document::Status;
 use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource as _, NamespaceName, SystemIds};
+use bulkhead::domain::limits::Limits;
 use bulkhead::store::CorpusWriter;
 use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
@@ -251,7 +252,7 @@ async fn a_name_an_id_and_a_content_that_are_there_are_refused_or_recorded() {
         "a document is never overwritten by an insert"
     );
     let batch = [document("f", "one"), document("f", "two")];
-    let invalid = corpus.documents_accept(&batch, OnExisting::Replace, "t", 1000).await;
+    let invalid = corpus.documents_accept(&batch, OnExisting::Replace, "t", &Limits::default()).await;
     assert_eq!(invalid.expect_err("an id comes twice").kind, ErrorKind::Invalid);
 
     let Acceptance::Accepted(accepted) = accept(
@@ -274,7 +275,14 @@ async fn a_name_an_id_and_a_content_that_are_there_are_refused_or_recorded() {
     }
     // A replacement refuses no name and no content.
     assert!(only_job(&accept(&corpus, &[document("j", "harbour")], OnExisting::Replace).await).is_some());
-    let full = corpus.documents_accept(&[document("k", "more")], OnExisting::Replace, "t", 3).await;
+    let full = corpus
+        .documents_accept(
+            &[document("k", "more")],
+            OnExisting::Replace,
+            "t",
+            &Limits { queued_jobs: 3, ..Limits::default() },
+        )
+        .await;
     assert_eq!(full.expect("answered"), Acceptance::QueueFull);
     harness.close().await;
 }

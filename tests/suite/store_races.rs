@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bulkhead::domain::document::Status;
 use bulkhead::domain::ids::NamespaceName;
+use bulkhead::domain::limits::Limits;
 use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
 use bulkhead::store::postgres::jobs::Progress;
@@ -24,7 +25,8 @@ async fn a_write_and_a_deletion_at_once_leave_all_of_a_document_or_nothing() {
         let batch = [document("doc", &format!("round {round}"))];
         let name = NamespaceName::default();
         let ids = ["doc".to_owned()];
-        let accepting = corpus.documents_accept(&batch, OnExisting::Replace, "track", 1000);
+        let limits = Limits::default();
+        let accepting = corpus.documents_accept(&batch, OnExisting::Replace, "track", &limits);
         let accepted = if round % 2 == 0 {
             let (accepted, deleted) = tokio::join!(accepting, corpus.documents_delete(&ids));
             assert_eq!(deleted.expect("deleted").len(), 1);
@@ -61,8 +63,9 @@ async fn replacements_progress_commits_and_deletions_at_once_do_not_lock_each_ot
         let progress = Progress { stage: Status::Processing, done: 1, total: 2, rate: 9.0 };
         let done: Vec<_> = tasks.iter().map(|task| processed(task, vec![chunk(0, "text")])).collect();
         let (again, gone) = (&batch[..3], &ids[3..]);
+        let limits = Limits::default();
         let (accepted, progressed, committed, deleted) = tokio::join!(
-            corpus.documents_accept(again, OnExisting::Replace, "track", 1000),
+            corpus.documents_accept(again, OnExisting::Replace, "track", &limits),
             corpus.job_progress(&held, progress, LEASE),
             corpus.documents_commit(&done),
             corpus.documents_delete(gone),

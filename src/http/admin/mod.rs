@@ -3,6 +3,7 @@
 //! What the actions are is in [`crate::admin`]; here are their routes.
 
 mod keys;
+mod limits;
 mod models;
 mod tenants;
 
@@ -18,6 +19,7 @@ pub(super) use keys::{
     key_create, key_list, key_revoke, operator_create, token_create,
 };
 pub(super) use models::{__path_reembed_create, __path_reembed_get, reembed_create, reembed_get};
+pub(super) use limits::{__path_tenant_limits, __path_tenant_usage, tenant_limits, tenant_usage};
 pub(super) use tenants::{
     __path_tenant_create, __path_tenant_delete, __path_tenant_get, __path_tenant_list, __path_tenant_resume,
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
@@ -29,7 +31,8 @@ use super::json::{Check, Faults};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
-    AdminError, Administration, Faults as _, NewModel, NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+    AdminError, Administration, Faults as _, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
+    NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -45,7 +48,7 @@ macro_rules! checked {
     )*};
 }
 
-checked!(NewTenant, Reason, NewTenantKey, NewToken, NewOperator, NewModel);
+checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel);
 
 impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
@@ -79,6 +82,7 @@ impl App {
             pepper: Arc::clone(&self.pepper),
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
+            limits: self.quotas.clone(),
         }
     }
 }
@@ -113,6 +117,8 @@ pub(super) fn routes(config: &mut ServiceConfig) {
                 .route(web::delete().to(tenant_delete)),
         )
         .service(web::resource("/admin/tenants/{id}/suspend").route(web::post().to(tenant_suspend)))
+        .service(web::resource("/admin/tenants/{id}/limits").route(web::patch().to(tenant_limits)))
+        .service(web::resource("/admin/tenants/{id}/usage").route(web::get().to(tenant_usage)))
         .service(web::resource("/admin/tenants/{id}/resume").route(web::post().to(tenant_resume)))
         .service(
             web::resource("/admin/tenants/{id}/keys")

@@ -11,7 +11,7 @@ use super::super::json::StrictJson;
 use super::super::problem::{FieldError, Problem};
 use super::super::state::App;
 use super::TenantPath;
-use crate::admin::{Deletion, MAX_TENANTS, NewTenant, Reason, TenantPage};
+use crate::admin::{Deletion, MAX_TENANTS, NewTenant, Reason, TenantDetails, TenantPage};
 use crate::domain::ids::TenantId;
 use crate::store::postgres::control::TenantView;
 use crate::tenancy::OperatorScope;
@@ -73,11 +73,11 @@ pub(in crate::http) async fn tenant_list(
     Ok(HttpResponse::Ok().json(page))
 }
 
-/// Tells of one tenant, deleted ones included.
+/// Tells of one tenant and its limits, deleted ones included.
 #[utoipa::path(
     get, path = "/admin/tenants/{id}", tag = "operator",
     params(("id" = Uuid, Path, description = "The tenant")),
-    responses((status = 200, body = TenantView)),
+    responses((status = 200, body = TenantDetails)),
 )]
 #[tracing::instrument(name = "http.tenant.get", skip_all)]
 pub(in crate::http) async fn tenant_get(

@@ -8,9 +8,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::super::extract::{IdempotencyKey, Namespace};
-use super::super::identity::queue_full;
 use super::super::json::Faults;
 use super::super::problem::{Kind, Problem};
+use super::super::room::{queue_full, quota_reached};
 use super::super::state::App;
 use super::corpus_writer;
 use super::wire::Insert;
@@ -184,12 +184,13 @@ pub(super) async fn submit(
         request: submission.request,
         answer: submission.answer,
     });
+    let limits = app.quotas.of(submission.permit.scope());
     let outcome = corpus
         .documents_accept_once(
             submission.documents,
             submission.existing,
             submission.track_id,
-            app.limits.max_queued_jobs,
+            &limits,
             once.as_ref(),
         )
         .await?;
@@ -203,6 +204,7 @@ pub(super) async fn submit(
         }
         Outcome::Now(Acceptance::NameTaken(_)) => Err(name_taken()),
         Outcome::Now(Acceptance::QueueFull) => Err(queue_full()),
+        Outcome::Now(Acceptance::QuotaReached(quota)) => Err(quota_reached(quota, &limits)),
         Outcome::Before(answer) => Ok(Submitted::Before(answer)),
         Outcome::KeyReused => Err(Problem::new(Kind::IdempotencyKeyReused)),
     }

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::extract::{DocumentPath, IdempotencyKey, Namespace, PreferWait};
-use super::super::identity::Room;
 use super::super::json::{Check, Faults, StrictJson};
 use super::super::problem::Problem;
+use super::super::room::Room;
 use super::super::state::App;
 use super::accept::{
     Submission, Submitted, check_length, check_metadata, check_name, fingerprint, new_track_id, submit,

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::extract::{IdempotencyKey, Namespace};
-use super::super::identity::Room;
 use super::super::json::{ApiJson, Check, Faults};
 use super::super::problem::Problem;
+use super::super::room::Room;
 use super::super::state::App;
 use super::accept::{
     check_length, check_name, fingerprint, insert, name_taken, new_document_id, text_document,

@@ -13,9 +13,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::super::extract::{IdempotencyKey, Namespace};
-use super::super::identity::Room;
 use super::super::json::tenant_named;
 use super::super::problem::{FieldError, Kind, Problem};
+use super::super::room::Room;
 use super::super::settings::HttpSettings;
 use super::super::state::App;
 use super::accept::{

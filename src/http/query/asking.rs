@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix_web::web::Data;
 use futures::{Stream, StreamExt};
+use tokio::sync::OnceCell;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::request::{Asked, Output};
@@ -19,6 +20,7 @@ use crate::domain::query::Mode;
 use crate::http::identity::{Caller, refused};
 use crate::http::problem::{Kind, Problem};
 use crate::http::state::App;
+use crate::http::turns::Turn;
 use crate::inference::{LanguageModel, Message};
 use crate::retrieval::answer::{NOTHING_FOUND, context, prompt};
 use crate::retrieval::{Answer, Material, Stage};
@@ -43,6 +45,8 @@ pub(crate) struct Asking {
     namespace: NamespaceName,
     pub(crate) asked: Asked,
     action: &'static str,
+    /// Held until the question is answered, or its stream ended.
+    turn: OnceCell<Turn>,
 }
 
 /// What was found for a question.
@@ -76,7 +80,13 @@ impl Asking {
         action: &'static str,
     ) -> Self {
         let reader = app.stores.reader(permit);
-        Self { app, caller, reader, namespace, asked, action }
+        Self { app, caller, reader, namespace, asked, action, turn: OnceCell::new() }
+    }
+
+    /// Waits for the tenant's turn to have another question answered.
+    pub(crate) async fn wait_for_turn(&self) -> Result<(), Problem> {
+        let turn = || async { self.app.turn(self.caller.scope()).await.ok_or_else(too_many) };
+        self.turn.get_or_try_init(turn).await.map(drop)
     }
 
     /// Finds the material. `default` exists before its first document; any other unknown namespace is not there.
@@ -86,6 +96,7 @@ impl Asking {
 
     /// The same, and `begun` is told of each stage as it begins.
     pub(crate) async fn find_telling(&self, begun: &(dyn Fn(Stage) + Sync)) -> Result<Found, Problem> {
+        self.wait_for_turn().await?;
         match self.retrieve(begun).await {
             Ok(material) => {
                 let metadata = &material.metadata;
@@ -229,6 +240,10 @@ impl Asking {
     ) -> Result<T, Problem> {
         while_valid(&self.app, &self.caller, work).await
     }
+}
+
+fn too_many() -> Problem {
+    Problem::new(Kind::RateLimited).saying("Too many of this tenant's questions are being answered.")
 }
 
 /// What a language model answers.

@@ -14,7 +14,8 @@ use super::operations::{Access, OPERATIONS};
 use super::problem::Problem;
 use super::server::{Side, application};
 use crate::domain::audit::AuditKind;
-use crate::tenancy::{Permit, Read, Write};
+use crate::domain::limits::Limits;
+use crate::tenancy::{LimitSettings, Permit, Read, Write};
 
 macro_rules! answer {
     ($world:expr, $side:expr, $request:expr) => {{
@@ -146,15 +147,93 @@ async fn a_store_that_is_away_is_503_and_never_404() {
 
 #[actix_web::test]
 async fn a_tenant_over_its_limit_is_told_when_to_come_back() {
-    let limits =
-        super::HttpSettings { requests_per_second: 1, request_burst: 2, ..super::HttpSettings::default() };
-    let world = World::with(limits);
-    for wanted in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
-        let (status, headers, _) = answer!(world, Side::Tenants, with("/auth/verify", &world.reader));
+    let world = World::limited(super::HttpSettings::default(), requests(2, 0));
+    let told = |headers: &header::HeaderMap, name: &str| {
+        headers.get(name).map(|value| value.to_str().expect("text").to_owned())
+    };
+    for (wanted, remaining) in [(200, "1"), (200, "0"), (429, "0")] {
+        let (status, headers, body) = answer!(world, Side::Tenants, with("/auth/verify", &world.reader));
         assert_eq!(status, wanted);
-        assert_eq!(headers.contains_key(header::RETRY_AFTER), status != StatusCode::OK);
-        assert_eq!(headers.contains_key("ratelimit-reset"), status != StatusCode::OK);
+        assert_eq!(told(&headers, "ratelimit-limit").as_deref(), Some("2"));
+        assert_eq!(told(&headers, "ratelimit-remaining").as_deref(), Some(remaining));
+        assert!(told(&headers, "ratelimit-reset").is_some_and(|seconds| seconds != "0"));
+        assert_eq!(told(&headers, "ratelimit-policy").as_deref(), Some("\"tenant\";q=2;w=60"));
+        // The next comes back after its half of the minute.
+        assert_eq!(told(&headers, "retry-after").as_deref(), (status == 429).then_some("30"), "{body}");
     }
+    // In the form that each surface's clients read.
+    let (status, _, body) = answer!(world, Side::Tenants, with("/v1/models", &world.reader));
+    assert_eq!(
+        (status, &body["error"]["type"]),
+        (StatusCode::TOO_MANY_REQUESTS, &Value::from("rate_limit_error"))
+    );
+    let (status, _, body) = answer!(world, Side::Tenants, with("/api/tags", &world.reader));
+    assert!(status == 429 && body["error"].is_string(), "{body}");
+}
+
+fn requests(per_minute: u32, of_principal: u32) -> LimitSettings {
+    let tenant = Limits {
+        requests_per_minute: per_minute,
+        principal_requests_per_minute: of_principal,
+        ..Limits::default()
+    };
+    LimitSettings { tenant, ..LimitSettings::default() }
+}
+
+#[actix_web::test]
+async fn a_principal_over_its_limit_takes_nothing_of_its_tenants() {
+    let world = World::limited(super::HttpSettings::default(), requests(3, 1));
+    for (key, wanted) in [
+        (&world.reader, 200),
+        (&world.reader, 429),
+        (&world.reader, 429),
+        (&world.writer, 200),
+        (&world.admin, 200),
+        // The principal's own is used up; the tenant's is not looked at.
+        (&world.admin, 429),
+    ] {
+        let (status, headers, _) = answer!(world, Side::Tenants, with("/auth/verify", key));
+        assert_eq!(status, wanted);
+        let policy = headers.get("ratelimit-policy").expect("told").to_str().expect("text");
+        assert!(policy.contains("\"principal\";q=1;w=60"), "{policy}");
+    }
+}
+
+#[actix_web::test]
+async fn an_address_is_counted_before_anybody_is_known_and_its_refusals_before_they_are_recorded() {
+    let quotas = LimitSettings {
+        address_requests_per_minute: 6,
+        address_refusals_per_minute: 2,
+        ..LimitSettings::default()
+    };
+    let world = World::limited(super::HttpSettings::default(), quotas);
+    let from = |address: &str, request: TestRequest| request.peer_addr(address.parse().expect("an address"));
+    let here = "[2001:db8:1:2::1]:40000";
+    // Others of the same network count, those of another do not.
+    let there = ["[2001:db8:1:2::ffff]:40001", "[2001:db8:1:3::1]:40000"];
+    for (address, request, wanted) in [
+        (here, get("/namespaces"), 401),
+        (here, with("/namespaces", "wrong"), 401),
+        (here, with("/namespaces", "wrong"), 429),
+        (here, with("/auth/verify", &world.reader), 200),
+        (there[1], with("/namespaces", "wrong"), 401),
+        (there[0], get("/health"), 200),
+        (here, get("/health"), 200),
+        (here, get("/health"), 429),
+        (there[0], with("/auth/verify", &world.reader), 429),
+        (there[1], with("/auth/verify", &world.reader), 200),
+    ] {
+        let (status, headers, body) = answer!(world, Side::Tenants, from(address, request));
+        assert_eq!(status, wanted, "{address}: {body}");
+        assert_eq!(headers.contains_key(header::RETRY_AFTER), wanted == 429);
+        // Whoever shares an address is told nothing of it while there is room.
+        let policy = headers.get("ratelimit-policy").map(|policy| policy.to_str().expect("text"));
+        assert!(
+            wanted == 429 || policy.is_none_or(|policy| policy == "\"tenant\";q=1000;w=60"),
+            "{policy:?}"
+        );
+    }
+    assert_eq!(world.audit.events.lock().len(), 3);
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -16,16 +16,18 @@ use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainReport};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{ChunkId, IdSource, ModelId, SystemIds, TenantId};
 use crate::domain::lexical::{LexicalSettings, Lexicon};
+use crate::domain::limits::LimitOverrides;
 use crate::http::{App, HttpSettings, Meters};
 use crate::inference::{Embedder, EmbeddingSettings};
 use crate::retrieval::Engine;
+use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
 use crate::store::uploads::Uploads;
 use crate::store::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
 use crate::store::{Audit, AuditLog, AuditSettings, ErrorKind, Partition, StoreError, Stores};
 use crate::tenancy::{
     ApiKey, AuthSettings, Authenticator, Directory, DirectoryError, KeyKind, KeyPepper, KeyRecord,
-    OperatorRecord, Role, TenantRecord, TenantState, TokenSigner,
+    LimitSettings, OperatorRecord, Role, TenantRecord, TenantState, TokenSigner,
 };
 
 pub(super) const ALICE: TenantId = TenantId(Uuid::from_u128(0xa));
@@ -43,7 +45,8 @@ impl OneTenant {
     }
 
     fn record() -> TenantRecord {
-        TenantRecord { tenant: ALICE, slug: "alice".into(), state: TenantState::Active }
+        let limits = LimitOverrides::default();
+        TenantRecord { tenant: ALICE, slug: "alice".into(), state: TenantState::Active, limits }
     }
 }
 
@@ -175,6 +178,10 @@ impl World {
     }
 
     pub(super) fn with(limits: HttpSettings) -> Self {
+        Self::limited(limits, LimitSettings::default())
+    }
+
+    pub(super) fn limited(limits: HttpSettings, quotas: LimitSettings) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
@@ -255,6 +262,8 @@ impl World {
             language_model: None,
             audit: Audit::start(log, AuditSettings::default(), Arc::clone(&clock), &[1; 32]),
             meters: Meters::new(&limits),
+            rates: Arc::new(MemoryRateLimiter::new(1000, Arc::clone(&clock))),
+            quotas,
             clock,
             ids,
             limits,

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::clock::SystemClock;
+use crate::domain::limits::LimitOverrides;
 use crate::tenancy::directory::{DirectoryError, KeyRecord, OperatorRecord};
 use crate::tenancy::{Denied, Directory, TenantRecord, TenantState, Write, reauthorise};
 
@@ -58,7 +59,8 @@ impl Directory for EveryTenant {
         Ok(None)
     }
     async fn tenant(&self, tenant: TenantId) -> Result<Option<TenantRecord>, DirectoryError> {
-        Ok(Some(TenantRecord { tenant, slug: "any".into(), state: TenantState::Active }))
+        let limits = LimitOverrides::default();
+        Ok(Some(TenantRecord { tenant, slug: "any".into(), state: TenantState::Active, limits }))
     }
     async fn tenant_by_slug(&self, _slug: &str) -> Result<Option<TenantRecord>, DirectoryError> {
         Ok(None)

@@ -3,11 +3,13 @@
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::error::failed;
 use super::pools::Lane;
 use crate::domain::ids::{Slug, TenantId};
+use crate::domain::limits::LimitOverrides;
 use crate::store::error::StoreError;
 use crate::store::handles::Stores;
 use crate::tenancy::OperatorScope;
@@ -71,6 +73,10 @@ fn view(row: &PgRow) -> Result<TenantView, sqlx::Error> {
     })
 }
 
+fn with_limits(row: &PgRow) -> Result<(TenantView, LimitOverrides), sqlx::Error> {
+    Ok((view(row)?, row.try_get::<Json<LimitOverrides>, _>("limits")?.0))
+}
+
 impl Stores {
     /// Makes a tenant. `None`: the slug is taken.
     ///
@@ -121,7 +127,7 @@ impl Stores {
         rows.iter().map(view).collect::<Result<_, _>>().map_err(failed("tenant.list"))
     }
 
-    /// One tenant, deleted ones included.
+    /// One tenant, deleted ones included, and the limits that were set for it.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
@@ -129,14 +135,38 @@ impl Stores {
         &self,
         _operator: &OperatorScope,
         tenant: TenantId,
-    ) -> Result<Option<TenantView>, StoreError> {
+    ) -> Result<Option<(TenantView, LimitOverrides)>, StoreError> {
         let postgres = self.postgres();
-        let row = sqlx::query("select tenant_id, name, slug, state from tenant where tenant_id = $1")
+        let row = sqlx::query("select tenant_id, name, slug, state, limits from tenant where tenant_id = $1")
             .bind(tenant.0)
             .fetch_optional(&postgres.pools.control)
             .await
             .map_err(failed("tenant.get"))?;
-        row.as_ref().map(view).transpose().map_err(failed("tenant.get"))
+        row.as_ref().map(with_limits).transpose().map_err(failed("tenant.get"))
+    }
+
+    /// Sets limits of a tenant: numbers by name, null to take one back. `None`: there is none, or it is deleted.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn tenant_set_limits(
+        &self,
+        _operator: &OperatorScope,
+        tenant: TenantId,
+        changes: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Option<(TenantView, LimitOverrides)>, StoreError> {
+        let postgres = self.postgres();
+        let row = sqlx::query(
+            "update tenant set limits = jsonb_strip_nulls(limits || $2), updated_at = $3
+             where tenant_id = $1 and state <> 'deleted' returning tenant_id, name, slug, state, limits",
+        )
+        .bind(tenant.0)
+        .bind(Json(changes))
+        .bind(postgres.clock.now())
+        .fetch_optional(&postgres.pools.control)
+        .await
+        .map_err(failed("tenant.limits"))?;
+        row.as_ref().map(with_limits).transpose().map_err(failed("tenant.limits"))
     }
 
     /// Suspends or resumes a tenant. `None`: there is none, or it is deleted.

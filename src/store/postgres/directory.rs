@@ -4,10 +4,12 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Postgres;
 use crate::domain::ids::{NamespaceName, TenantId};
+use crate::domain::limits::LimitOverrides;
 use crate::tenancy::directory::{
     Directory, DirectoryError, KeyRecord, OperatorRecord, TenantRecord, TenantState,
 };
@@ -21,6 +23,7 @@ fn tenant(row: &PgRow) -> Result<TenantRecord, sqlx::Error> {
     Ok(TenantRecord {
         tenant: TenantId(row.try_get::<Uuid, _>("tenant_id")?),
         slug: row.try_get::<String, _>("slug")?.into(),
+        limits: row.try_get::<Json<LimitOverrides>, _>("limits")?.0,
         state: match row.try_get::<&str, _>("state")? {
             "active" => TenantState::Active,
             "suspended" => TenantState::Suspended,
@@ -54,7 +57,7 @@ fn key(row: &PgRow) -> Result<KeyRecord, sqlx::Error> {
 impl Directory for Postgres {
     async fn key(&self, key_id: &str) -> Result<Option<KeyRecord>, DirectoryError> {
         let row = sqlx::query(
-            "select t.tenant_id, t.slug, t.state, k.digest, k.roles, k.namespaces, k.expires_at, k.revoked_at
+            "select t.tenant_id, t.slug, t.state, t.limits, k.digest, k.roles, k.namespaces, k.expires_at, k.revoked_at
              from api_key k join tenant t using (tenant_id) where k.key_id = $1",
         )
         .bind(key_id)
@@ -81,7 +84,7 @@ impl Directory for Postgres {
     }
 
     async fn tenant(&self, id: TenantId) -> Result<Option<TenantRecord>, DirectoryError> {
-        let row = sqlx::query("select tenant_id, slug, state from tenant where tenant_id = $1")
+        let row = sqlx::query("select tenant_id, slug, state, limits from tenant where tenant_id = $1")
             .bind(id.0)
             .fetch_optional(&self.pools.auth)
             .await
@@ -90,12 +93,13 @@ impl Directory for Postgres {
     }
 
     async fn tenant_by_slug(&self, slug: &str) -> Result<Option<TenantRecord>, DirectoryError> {
-        let row =
-            sqlx::query("select tenant_id, slug, state from tenant where slug = $1 and state <> 'deleted'")
-                .bind(slug)
-                .fetch_optional(&self.pools.auth)
-                .await
-                .map_err(away)?;
+        let row = sqlx::query(
+            "select tenant_id, slug, state, limits from tenant where slug = $1 and state <> 'deleted'",
+        )
+        .bind(slug)
+        .fetch_optional(&self.pools.auth)
+        .await
+        .map_err(away)?;
         row.as_ref().map(tenant).transpose().map_err(away)
     }
 }

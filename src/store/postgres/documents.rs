@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::failed;
 use super::transaction::TenantTransaction;
+use super::usage::Quota;
 use crate::config::crash_point;
 use crate::domain::document::Status;
 use crate::domain::ids::{DocumentId, JobId, NamespaceId};
@@ -84,6 +85,8 @@ pub enum Acceptance {
     NameTaken(String),
     /// More jobs would wait than the tenant may have. Nothing was written.
     QueueFull,
+    /// More would be kept than the tenant may. Nothing was written.
+    QuotaReached(Quota),
 }
 
 /// A document, as it is listed.
@@ -373,7 +376,7 @@ impl CorpusWriter {
         .execute(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        let rows: Vec<(String, Vec<Option<Uuid>>)> = sqlx::query_as(
+        let rows: Vec<(String, Vec<Option<Uuid>>, i64)> = sqlx::query_as(
             "with gone as (
                  delete from document where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
                  returning document_id),
@@ -382,9 +385,9 @@ impl CorpusWriter {
              versions as (
                  delete from document_version
                  where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
-                 returning document_id, upload_id)
-             select g.document_id, array_agg(v.upload_id) from gone g left join versions v using (document_id)
-             group by g.document_id",
+                 returning document_id, upload_id, bytes)
+             select g.document_id, array_agg(v.upload_id), coalesce(sum(v.bytes), 0)::bigint
+             from gone g left join versions v using (document_id) group by g.document_id",
         )
         .bind(tenant)
         .bind(namespace)
@@ -395,13 +398,17 @@ impl CorpusWriter {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let (deleted, uploads): (Vec<String>, Vec<_>) = rows.into_iter().unzip();
+        let bytes: i64 = rows.iter().map(|(.., bytes)| bytes).sum();
+        let (deleted, uploads): (Vec<String>, Vec<_>) =
+            rows.into_iter().map(|(document, uploads, _)| (document, uploads)).unzip();
         let mut terms = BTreeMap::new();
         let removed = self.chunks_remove(&mut tx, &deleted, &mut terms).await?;
         self.terms_add(&mut tx, &terms).await?;
         sqlx::query(
             "with history as (
-                 insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $3, $4, $5))
+                 insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $3, $4, $5)),
+             given_back as (
+                 update tenant_usage set documents = documents - $7, bytes = bytes - $8 where tenant_id = $1)
              update namespace set chunks = chunks - $6 where tenant_id = $1 and namespace_id = $2",
         )
         .bind(tenant)
@@ -410,6 +417,8 @@ impl CorpusWriter {
         .bind(self.reader.postgres().clock.now())
         .bind(&removed)
         .bind(i64::try_from(removed.len()).unwrap_or(i64::MAX))
+        .bind(i64::try_from(deleted.len()).unwrap_or(i64::MAX))
+        .bind(bytes)
         .execute(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;

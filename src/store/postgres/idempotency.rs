@@ -8,6 +8,7 @@ use sqlx::Row;
 
 use super::documents::{Acceptance, Accepted, NewDocument, OnExisting, namespace_lock};
 use super::error::failed;
+use crate::domain::limits::Limits;
 use crate::store::error::StoreError;
 use crate::store::handles::CorpusWriter;
 
@@ -57,12 +58,12 @@ impl CorpusWriter {
         documents: &[NewDocument],
         existing: OnExisting,
         track_id: &str,
-        max_queued: i64,
+        limits: &Limits,
         once: Option<&Once<'_>>,
     ) -> Result<Outcome, StoreError> {
         const OPERATION: &str = "document.accept_once";
         let Some(once) = once else {
-            return self.documents_accept(documents, existing, track_id, max_queued).await.map(Outcome::Now);
+            return self.documents_accept(documents, existing, track_id, limits).await.map(Outcome::Now);
         };
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
         let principal = self.reader.scope().principal().as_str();
@@ -98,7 +99,7 @@ impl CorpusWriter {
             let body = row.try_get("answer").map_err(failed(OPERATION))?;
             return Ok(Outcome::Before(Answer { status: u16::try_from(status).unwrap_or(200), body }));
         }
-        let acceptance = self.accept_in(&mut tx, documents, existing, track_id, max_queued).await?;
+        let acceptance = self.accept_in(&mut tx, documents, existing, track_id, limits).await?;
         let Acceptance::Accepted(accepted) = &acceptance else { return Ok(Outcome::Now(acceptance)) };
         let answer = (once.answer)(accepted);
         let done = sqlx::query(

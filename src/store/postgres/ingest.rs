@@ -197,7 +197,10 @@ impl CorpusWriter {
                  delete from document_version v using unnest($3::text[], $4::bigint[]) as n(document_id, version)
                  where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
                      and v.version < n.version
-                 returning v.upload_id),
+                 returning v.upload_id, v.bytes),
+             given_back as (
+                 update tenant_usage set bytes = bytes - (select sum(bytes) from old)
+                 where tenant_id = $1 and exists (select from old)),
              finished as (
                  update job set state = 'done', stage = 'processed', done = n.chunks, total = n.chunks,
                      lease = null, leased_until = null, updated_at = $6, finished_at = $6,

@@ -32,6 +32,7 @@ mod scram;
 pub mod secrets;
 pub mod server;
 pub(in crate::store) mod transaction;
+pub mod usage;
 
 use std::sync::Arc;
 

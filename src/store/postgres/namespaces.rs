@@ -314,7 +314,7 @@ async fn partitions(
 }
 
 /// Everything of a namespace; its own row last, whose lock orders this after running commits.
-const PURGE_NAMESPACE: [&str; 11] = [
+const PURGE_NAMESPACE: [&str; 9] = [
     "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2",
     "delete from job where tenant_id = $1 and job_id in (
          select job_id from job where tenant_id = $1 and namespace_id = $2 order by job_id for update)",
@@ -323,16 +323,19 @@ const PURGE_NAMESPACE: [&str; 11] = [
     "delete from chunk_embedding where tenant_id = $1 and namespace_id = $2 and home in
          ('00000000-0000-0000-0000-000000000000', $2)",
     "delete from chunk where tenant_id = $1 and namespace_id = $2",
-    "delete from document_version where tenant_id = $1 and namespace_id = $2",
-    "delete from document where tenant_id = $1 and namespace_id = $2",
     "delete from term_frequency where tenant_id = $1 and namespace_id = $2",
     "with o as (delete from outbox where tenant_id = $1 and namespace_id = $2)
      delete from consumer where tenant_id = $1 and namespace_id = $2",
-    "delete from namespace where tenant_id = $1 and namespace_id = $2",
+    "with d as (delete from document where tenant_id = $1 and namespace_id = $2 returning 1),
+         v as (delete from document_version where tenant_id = $1 and namespace_id = $2 returning bytes),
+         n as (delete from namespace where tenant_id = $1 and namespace_id = $2)
+     update tenant_usage set documents = documents - (select count(*) from d),
+         bytes = bytes - (select coalesce(sum(bytes), 0) from v)
+     where tenant_id = $1",
 ];
 
 /// Everything of a tenant but its audit log and the job that deletes it.
-const PURGE_TENANT: [&str; 11] = [
+const PURGE_TENANT: [&str; 12] = [
     "delete from job where tenant_id = $1 and job_id in (
          select job_id from job where tenant_id = $1 and kind <> 'purge_tenant' order by job_id for update)",
     "delete from idempotency where tenant_id = $1",
@@ -345,4 +348,5 @@ const PURGE_TENANT: [&str; 11] = [
     "delete from outbox where tenant_id = $1",
     "delete from consumer where tenant_id = $1",
     "delete from namespace where tenant_id = $1",
+    "delete from tenant_usage where tenant_id = $1",
 ];

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{SystemIds, TenantId};
+use crate::domain::limits::LimitOverrides;
 use crate::tenancy::directory::OperatorRecord;
 use crate::tenancy::{
     ApiKey, AuthSettings, Authenticated, Authenticator, Directory, DirectoryError, KeyKind, KeyPepper,
@@ -246,7 +247,7 @@ impl World {
             (SLEEPING, "sleeping", TenantState::Suspended),
             (GONE, "gone", TenantState::Deleted),
         ] {
-            let record = TenantRecord { tenant, slug: slug.into(), state };
+            let record = TenantRecord { tenant, slug: slug.into(), state, limits: LimitOverrides::default() };
             directory.tenants.lock().insert(tenant, record);
         }
         let ids = Arc::new(SystemIds(SystemClock));

@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use super::super::error::failed;
 use super::super::transaction::TenantTransaction;
+use super::super::usage;
 use super::{Acceptance, Accepted, Content, NewDocument, OnExisting, UNNAMED, namespace_lock};
 use crate::domain::document::Status;
 use crate::domain::ids::JobId;
+use crate::domain::limits::Limits;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::CorpusWriter;
 
@@ -29,10 +31,10 @@ impl CorpusWriter {
         documents: &[NewDocument],
         existing: OnExisting,
         track_id: &str,
-        max_queued: i64,
+        limits: &Limits,
     ) -> Result<Acceptance, StoreError> {
         let mut tx = self.reader.begin().await?;
-        let acceptance = self.accept_in(&mut tx, documents, existing, track_id, max_queued).await?;
+        let acceptance = self.accept_in(&mut tx, documents, existing, track_id, limits).await?;
         if matches!(acceptance, Acceptance::Accepted(_)) {
             tx.commit().await?;
         }
@@ -45,7 +47,7 @@ impl CorpusWriter {
         documents: &[NewDocument],
         existing: OnExisting,
         track_id: &str,
-        max_queued: i64,
+        limits: &Limits,
     ) -> Result<Acceptance, StoreError> {
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
         let ids: Vec<&str> = documents.iter().map(|document| document.document_id.as_str()).collect();
@@ -54,9 +56,8 @@ impl CorpusWriter {
         }
         // Two calls with the same name cannot both find it free.
         namespace_lock(tx, self.partition.namespace()).await?;
-        let (queued, there): (i64, bool) = sqlx::query_as(
-            "select count(*), exists(select from namespace where tenant_id = $1 and namespace_id = $2)
-             from job where tenant_id = $1 and state in ('queued', 'running')",
+        let there: bool = sqlx::query_scalar(
+            "select exists(select from namespace where tenant_id = $1 and namespace_id = $2)",
         )
         .bind(tenant)
         .bind(namespace)
@@ -65,9 +66,6 @@ impl CorpusWriter {
         .map_err(failed(OPERATION))?;
         if !there {
             return Err(StoreError::new(ErrorKind::Conflict, "postgres", OPERATION, "the namespace is gone"));
-        }
-        if queued + i64::try_from(documents.len()).unwrap_or(i64::MAX) > max_queued {
-            return Ok(Acceptance::QueueFull);
         }
         let mut plans = Vec::with_capacity(documents.len());
         if existing == OnExisting::Refuse {
@@ -111,7 +109,31 @@ impl CorpusWriter {
             accepted.push(Accepted { document_id: plan.id.clone(), version, created, job });
         }
         self.versions_insert(tx, documents, &accepted, track_id, now).await?;
-        Ok(Acceptance::Accepted(accepted))
+        self.refused(tx, documents, &accepted, limits)
+            .await
+            .map(|refused| refused.unwrap_or(Acceptance::Accepted(accepted)))
+    }
+
+    /// Counts what was written; the limit that it would pass, if any.
+    async fn refused(
+        &self,
+        tx: &mut TenantTransaction,
+        documents: &[NewDocument],
+        accepted: &[Accepted],
+        limits: &Limits,
+    ) -> Result<Option<Acceptance>, StoreError> {
+        let tenant = self.partition.tenant();
+        let made = accepted.iter().filter(|accepted| accepted.created).count();
+        let kept = std::iter::zip(documents, accepted).filter(|(_, accepted)| accepted.job.is_some());
+        let (jobs, bytes) = kept.fold((0, 0_u64), |(jobs, bytes), (document, _)| {
+            (jobs + 1, bytes.saturating_add(document.content_length))
+        });
+        let counted = (i64::try_from(made).unwrap_or(i64::MAX), i64::try_from(bytes).unwrap_or(i64::MAX));
+        if let Some(quota) = usage::take(tx, tenant, counted, limits).await? {
+            return Ok(Some(Acceptance::QuotaReached(quota)));
+        }
+        let too_many = jobs > 0 && usage::too_many_jobs(tx, tenant, limits).await?;
+        Ok(too_many.then_some(Acceptance::QueueFull))
     }
 
     /// The first name that comes twice or is taken, or whose document's id is.
@@ -222,10 +244,10 @@ impl CorpusWriter {
         sqlx::query(
             "with v as (
                  insert into document_version (tenant_id, namespace_id, document_id, version, title, file_name,
-                     metadata, body, upload_id, created_at)
-                 select $1, $2, document_id, version, title, file_name, metadata, body, upload_id, $12
-                 from unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::uuid[])
-                     as n(document_id, version, title, file_name, metadata, body, upload_id))
+                     metadata, body, upload_id, bytes, created_at)
+                 select $1, $2, document_id, version, title, file_name, metadata, body, upload_id, bytes, $12
+                 from unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::uuid[],
+                     $11::bigint[]) as n(document_id, version, title, file_name, metadata, body, upload_id, bytes))
              insert into job (tenant_id, job_id, namespace_id, kind, document_id, version, track_id, state, cost,
                  upload, due_at, created_at, updated_at)
              select $1, job_id, $2, 'ingest', document_id, version, $13, 'queued', cost, upload_id is not null,

@@ -1,0 +1,5 @@
+//! Back ends in this process, for one server alone.
+
+pub mod rate_limit;
+
+pub use rate_limit::MemoryRateLimiter;
