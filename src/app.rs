@@ -61,7 +61,23 @@ pub struct Foundation {
     pub audit: Audit,
     postgres: Postgres,
     private: Option<PrivateServer>,
+    #[cfg(feature = "laboratory")]
+    laboratory: Laboratory,
     _lock: DataLock,
+}
+
+/// What tests reach behind a server's walls. Releases do not have this.
+#[cfg(feature = "laboratory")]
+#[derive(Clone)]
+pub struct Laboratory {
+    /// The shards.
+    pub index: Arc<EdgeIndex>,
+    /// The database, for each role.
+    pub addresses: RoleAddresses,
+    /// The private database, for its superuser.
+    pub superuser: Option<PgConnectOptions>,
+    /// The embedding model.
+    pub model: ModelId,
 }
 
 impl Foundation {
@@ -87,9 +103,12 @@ impl Foundation {
             Arc::clone(&ids),
         );
         let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
+        let index = Arc::new(index);
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::new(index), uploads);
+        let stores = Stores::new(postgres.clone(), Arc::<EdgeIndex>::clone(&index), uploads);
 
+        #[cfg(feature = "laboratory")]
+        let superuser = private.as_ref().map(|server| server.superuser().database(&settings.database.name));
         let secrets = data_dir.join("secrets");
         let pepper_file = secrets.join("api-key-pepper");
         let pepper = KeyPepper::load_or_create(&pepper_file, ids.as_ref())?;
@@ -126,6 +145,8 @@ impl Foundation {
             audit,
             postgres,
             private,
+            #[cfg(feature = "laboratory")]
+            laboratory: Laboratory { index, addresses, superuser, model: model.clone() },
             _lock: lock,
         })
     }
@@ -265,6 +286,7 @@ impl Server {
             settings.ingestion.clone(),
             Arc::clone(clock),
             Arc::clone(&wake),
+            audit.clone(),
         );
         let kick = {
             let projector = projector.clone();
@@ -309,6 +331,13 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is behind its walls.
+    #[cfg(feature = "laboratory")]
+    #[must_use]
+    pub fn laboratory(&self) -> Laboratory {
+        self.foundation.laboratory.clone()
     }
 
     /// Stops in order: no new requests, those that run end, then the work in the background, then the stores.

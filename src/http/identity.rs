@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -31,19 +32,28 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 
 /// A caller who was let in, whatever it may do. Streams keep it to ask again whether it still may.
 #[derive(Debug, Clone)]
-pub struct Caller(Authenticated);
+pub struct Caller {
+    authenticated: Authenticated,
+    attempted: Arc<str>,
+}
 
 impl Caller {
     /// The caller's authority.
     #[must_use]
     pub fn scope(&self) -> &TenantScope {
-        self.0.scope()
+        self.authenticated.scope()
     }
 
     /// The verified credential.
     #[must_use]
     pub fn authenticated(&self) -> &Authenticated {
-        &self.0
+        &self.authenticated
+    }
+
+    /// The operation that it asked for, as `POST /query`.
+    #[must_use]
+    pub fn attempted(&self) -> &str {
+        &self.attempted
     }
 }
 
@@ -93,6 +103,8 @@ struct Head {
     forwarded_host: Vec<HeaderValue>,
     x_tenant_id: Vec<HeaderValue>,
     peer: Option<IpAddr>,
+    /// Method and pattern of the route.
+    attempted: Arc<str>,
 }
 
 fn values(headers: &HeaderMap, name: &HeaderName) -> Vec<HeaderValue> {
@@ -114,6 +126,7 @@ impl Head {
             forwarded_host: values(headers, &X_FORWARDED_HOST),
             x_tenant_id: values(headers, &X_TENANT_ID),
             peer: request.peer_addr().map(|peer| peer.ip()),
+            attempted: format!("{} {}", request.method(), request.match_pattern().unwrap_or_default()).into(),
         }
     }
 
@@ -133,13 +146,13 @@ impl Head {
     }
 }
 
-/// Refuses, once it is written down. Where it cannot be, the answer is 503, which says nothing of the credential.
-pub(super) async fn refused(app: &App, refusal: Refusal) -> Problem {
+/// Refuses `attempted`, once it is written down. Where it cannot be, the answer is 503, which says nothing of the credential.
+pub(super) async fn refused(app: &App, refusal: Refusal, attempted: &str) -> Problem {
     let problem = Problem::from(refusal.clone());
     if problem.kind() == Kind::Unavailable {
         return problem;
     }
-    match app.audit.record_refusal(&refusal, "request.refused").await {
+    match app.audit.record_refusal(&refusal, attempted.to_owned()).await {
         Ok(()) => problem,
         Err(error) => Problem::new(Kind::Unavailable).because(error),
     }
@@ -152,14 +165,15 @@ async fn admit(
     allowed: fn(&TenantScope) -> Result<(), Denied>,
 ) -> Result<Identity, Problem> {
     let caller = match app.authenticator.authenticate(&head.credentials(), &head.hints()).await {
-        Ok(authenticated) => Caller(authenticated),
-        Err(refusal) => return Err(refused(&app, refusal).await),
+        Ok(authenticated) => Caller { authenticated, attempted: Arc::clone(&head.attempted) },
+        Err(refusal) => return Err(refused(&app, refusal, &head.attempted).await),
     };
     if let Err(wait) = app.meters.request(caller.scope().tenant()) {
         return Err(over_limit(&app, wait));
     }
     if let Err(denied) = allowed(caller.scope()) {
-        return Err(refused(&app, Refusal::missing_role(caller.scope(), &denied)).await);
+        let refusal = Refusal::missing_role(caller.scope(), &denied);
+        return Err(refused(&app, refusal, &head.attempted).await);
     }
     Ok(Identity::Tenant(caller))
 }
@@ -264,7 +278,7 @@ impl FromRequest for OperatorScope {
         let gate = close_gate(request, async move {
             match app.authenticator.authenticate_operator(&head.credentials()).await {
                 Ok(operator) => Ok(Identity::Operator(operator)),
-                Err(refusal) => Err(refused(&app, refusal).await),
+                Err(refusal) => Err(refused(&app, refusal, &head.attempted).await),
             }
         });
         Box::pin(async move {

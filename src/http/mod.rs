@@ -29,6 +29,7 @@ mod query;
 pub mod server;
 pub mod settings;
 pub mod state;
+mod watch;
 
 pub use edge::RequestId;
 pub use problem::{Kind, Problem};

@@ -13,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::projector::Projector;
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
 use crate::pipeline::process::{Draft, Drafts, Pipeline, ProcessError};
 use crate::store::postgres::ingest::ProcessedDocument;
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
-use crate::store::{CorpusWriter, ErrorKind, StoreError, Stores};
+use crate::store::{Audit, CorpusWriter, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
 
 /// Bounds on background work.
@@ -56,6 +57,7 @@ pub struct Workers {
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
+    audit: Audit,
 }
 
 /// How long the dispatcher sleeps when nobody wakes it.
@@ -64,6 +66,7 @@ const POLL: Duration = Duration::from_millis(500);
 impl Workers {
     /// Workers over these parts, woken by `wake` when a job was accepted.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the server, made once")]
     pub fn new(
         stores: Stores,
         directory: Arc<dyn Directory>,
@@ -72,8 +75,9 @@ impl Workers {
         settings: IngestionSettings,
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
+        audit: Audit,
     ) -> Self {
-        Self { stores, directory, pipeline, projector, settings: Arc::new(settings), clock, wake }
+        Self { stores, directory, pipeline, projector, settings: Arc::new(settings), clock, wake, audit }
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -166,9 +170,13 @@ impl Workers {
             return Ok(());
         };
         let writer = self.stores.background(&permit);
-        let rows = writer.tenant_purge().await?;
+        let purged = writer.tenant_purge().await?;
+        tracing::info!(tenant = %job.tenant, %purged, "a deleted tenant's data is gone");
+        let receipt = AuditEntry::new(AuditKind::Admin, "tenant.purge", Decision::Allowed)
+            .because(&purged.to_string())
+            .with_ids([job.job.to_string()]);
+        self.audit.record_upkeep(job.tenant, receipt).await?;
         writer.job_forget(job.job).await?;
-        tracing::info!(tenant = %job.tenant, rows, "a deleted tenant's data is gone");
         Ok(())
     }
 

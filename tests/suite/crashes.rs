@@ -3,7 +3,7 @@
 //!
 //! Accepted is what a call was answered for. It must be there after the next start, once.
 
-mod child;
+pub mod child;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -3,6 +3,8 @@
 mod any_body;
 mod architecture;
 mod audit;
+#[cfg(feature = "laboratory")]
+mod audit_trail;
 mod authz_matrix;
 mod calls;
 mod cancelled_futures;
@@ -18,20 +20,33 @@ mod damaged_files;
 mod database;
 mod database_roles;
 mod deployment;
+mod effective;
+mod embedding;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
+mod hints;
 mod http_admin;
 mod http_documents;
 mod http_problems;
 mod ingestion;
+mod isolation_page;
 mod language_model;
+mod names;
+mod non_interference;
 mod operations;
+mod oracle;
 mod parse;
 mod place;
+#[cfg(feature = "laboratory")]
+mod post_filter;
 mod private_postgres;
 mod projector;
 mod query;
+mod quiet_logs;
+mod refused_database;
+#[cfg(feature = "laboratory")]
+mod residue;
 mod round_trips;
 mod row_level_security;
 mod running;
@@ -39,8 +54,10 @@ mod server;
 mod site;
 mod store;
 mod store_races;
+mod storms;
 mod two_tenants;
 mod uploaded_files;
+mod valve;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
 mod wire;

@@ -71,8 +71,12 @@ impl Site {
     }
 
     pub async fn with(limits: HttpSettings) -> Self {
+        Self::over(Harness::new().await, limits).await
+    }
+
+    /// Over a database that is reached in a way of its own.
+    pub async fn over(harness: Harness, limits: HttpSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let harness = Harness::new().await;
         let folder = tempfile::tempdir().expect("folder");
         let clock: Arc<dyn Clock> = Arc::new(harness.clock.clone());
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));

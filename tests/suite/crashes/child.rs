@@ -27,6 +27,11 @@ pub struct Ground {
 impl Ground {
     /// A new folder in which a server ran once, made a tenant and stopped in order.
     pub async fn new(model: &str) -> Self {
+        Self::logging(model, "warn").await
+    }
+
+    /// The same, and what its servers log.
+    pub async fn logging(model: &str, filter: &str) -> Self {
         // Another test may have installed it; either way there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let place = Place::new();
@@ -36,7 +41,7 @@ impl Ground {
         let toml = format!(
             r#"data_dir = "{}"
             [telemetry]
-            filter = 'warn'
+            filter = '{filter}'
             [ingestion]
             lease_seconds = 5
             [embedding]
@@ -89,9 +94,19 @@ impl Ground {
         running
     }
 
+    /// The key of its tenant.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// All that the servers logged.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.place.base.path().join("server.log")).unwrap_or_default()
+    }
+
     /// The end of what the servers logged.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.place.base.path().join("server.log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -182,6 +197,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Where it answers.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"))
     }
