@@ -62,10 +62,26 @@ pub struct Foundation {
     pub audit: Audit,
     limits: LimitSettings,
     postgres: Postgres,
-    index: EdgeIndex,
+    index: Arc<EdgeIndex>,
     private: Option<PrivateServer>,
     node: Uuid,
+    #[cfg(feature = "laboratory")]
+    laboratory: Laboratory,
     _lock: DataLock,
+}
+
+/// What tests reach behind a server's walls. Releases do not have this.
+#[cfg(feature = "laboratory")]
+#[derive(Clone)]
+pub struct Laboratory {
+    /// The shards.
+    pub index: Arc<EdgeIndex>,
+    /// The database, for each role.
+    pub addresses: RoleAddresses,
+    /// The private database, for its superuser.
+    pub superuser: Option<PgConnectOptions>,
+    /// The embedding model.
+    pub model: ModelId,
 }
 
 impl Foundation {
@@ -98,10 +114,13 @@ impl Foundation {
         .with_vectors(settings.database.vectors.clone())
         .with_models(models);
         let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
+        let index = Arc::new(index);
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::new(index.clone()), uploads);
+        let stores = Stores::new(postgres.clone(), Arc::<EdgeIndex>::clone(&index), uploads);
         let node = node(&data_dir, ids.as_ref())?;
 
+        #[cfg(feature = "laboratory")]
+        let superuser = private.as_ref().map(|server| server.superuser().database(&settings.database.name));
         let secrets = data_dir.join("secrets");
         let pepper_file = secrets.join("api-key-pepper");
         let pepper = KeyPepper::load_or_create(&pepper_file, ids.as_ref())?;
@@ -138,9 +157,11 @@ impl Foundation {
             audit,
             limits: settings.limits.clone(),
             postgres,
-            index,
+            index: Arc::clone(&index),
             private,
             node,
+            #[cfg(feature = "laboratory")]
+            laboratory: Laboratory { index, addresses, superuser, model: model.clone() },
             _lock: lock,
         })
     }
@@ -312,6 +333,13 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is behind its walls.
+    #[cfg(feature = "laboratory")]
+    #[must_use]
+    pub fn laboratory(&self) -> Laboratory {
+        self.foundation.laboratory.clone()
     }
 
     /// Stops in order: no new requests, those that run end, then the work in the background, then the stores.

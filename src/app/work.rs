@@ -73,6 +73,7 @@ impl Background {
             Arc::clone(clock),
             Arc::clone(&wake),
             foundation.node,
+            foundation.audit.clone(),
         );
         Ok(Self { workers, projector, lexicon, wake })
     }

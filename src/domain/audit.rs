@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** no text of a query, document or prompt, and no secret; a query is named by a keyed hash.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +62,7 @@ pub enum Decision {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEntry {
     pub(crate) kind: AuditKind,
-    pub(crate) action: &'static str,
+    pub(crate) action: Cow<'static, str>,
     pub(crate) decision: Decision,
     pub(crate) reason: String,
     pub(crate) asked_for: Vec<String>,
@@ -71,12 +73,13 @@ pub struct AuditEntry {
 }
 
 impl AuditEntry {
-    /// An entry of this kind; `action` names resource and verb, as `document.delete`.
+    /// An entry of this kind; `action` names resource and verb, as `document.delete`, or what was refused, as
+    /// `POST /query`.
     #[must_use]
-    pub fn new(kind: AuditKind, action: &'static str, decision: Decision) -> Self {
+    pub fn new(kind: AuditKind, action: impl Into<Cow<'static, str>>, decision: Decision) -> Self {
         Self {
             kind,
-            action,
+            action: action.into(),
             decision,
             reason: String::new(),
             asked_for: Vec::new(),
@@ -195,7 +198,7 @@ impl AuditRecord {
     pub fn new(event: &AuditEvent, node: &str, number: i64) -> Self {
         let entry = &event.entry;
         Self {
-            action: entry.action.to_owned(),
+            action: entry.action.clone().into_owned(),
             asked_for: entry.asked_for.clone(),
             at: written(event.at),
             decision: entry.decision,

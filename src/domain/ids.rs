@@ -161,6 +161,10 @@ impl Slug {
         if raw.is_empty() || raw.len() > 63 || !inside || raw.starts_with('-') || raw.ends_with('-') {
             return Err(InvalidName("a slug is 1 to 63 of a-z, 0-9 and -, with no - at either end"));
         }
+        // Where a tenant is named, an id and a slug are told apart by their form.
+        if Uuid::try_parse(raw).is_ok() {
+            return Err(InvalidName("a slug does not look like a UUID"));
+        }
         Ok(Self(raw.to_owned()))
     }
 

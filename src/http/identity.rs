@@ -10,6 +10,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -35,6 +36,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 pub struct Caller {
     authenticated: Authenticated,
     standings: Standings,
+    attempted: Arc<str>,
 }
 
 impl Caller {
@@ -53,6 +55,12 @@ impl Caller {
     /// Where its limits stand after its request.
     pub(super) fn standings(&self) -> &Standings {
         &self.standings
+    }
+
+    /// The operation that it asked for, as `POST /query`.
+    #[must_use]
+    pub fn attempted(&self) -> &str {
+        &self.attempted
     }
 }
 
@@ -104,6 +112,8 @@ struct Head {
     peer: Option<IpAddr>,
     /// As limits see it.
     address: Option<IpAddr>,
+    /// Method and pattern of the route.
+    attempted: Arc<str>,
 }
 
 fn values(headers: &HeaderMap, name: &HeaderName) -> Vec<HeaderValue> {
@@ -126,6 +136,7 @@ impl Head {
             x_tenant_id: values(headers, &X_TENANT_ID),
             peer: request.peer_addr().map(|peer| peer.ip()),
             address: limits::address(request),
+            attempted: format!("{} {}", request.method(), request.match_pattern().unwrap_or_default()).into(),
         }
     }
 
@@ -145,13 +156,13 @@ impl Head {
     }
 }
 
-/// Refuses, once it is written down. Where it cannot be, the answer is 503, which says nothing of the credential.
-pub(super) async fn refused(app: &App, refusal: Refusal) -> Problem {
+/// Refuses `attempted`, once it is written down. Where it cannot be, the answer is 503, which says nothing of the credential.
+pub(super) async fn refused(app: &App, refusal: Refusal, attempted: &str) -> Problem {
     let problem = Problem::from(refusal.clone());
     if problem.kind() == Kind::Unavailable {
         return problem;
     }
-    match app.audit.record_refusal(&refusal, "request.refused").await {
+    match app.audit.record_refusal(&refusal, attempted.to_owned()).await {
         Ok(()) => problem,
         Err(error) => Problem::new(Kind::Unavailable).because(error),
     }
@@ -165,7 +176,7 @@ async fn turned_away(app: &App, head: &Head, refusal: Refusal) -> Problem {
     {
         return problem;
     }
-    refused(app, refusal).await
+    refused(app, refusal, &head.attempted).await
 }
 
 /// Verifies a tenant's credential and counts the request; `allowed` then says whether the role suffices.
@@ -181,9 +192,9 @@ async fn admit(
     let scope = authenticated.scope();
     let standings = limits::count_request(&app, scope).await?;
     if let Err(denied) = allowed(scope) {
-        return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied)).await));
+        return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied), &head.attempted).await));
     }
-    Ok(Identity::Tenant(Caller { authenticated, standings }))
+    Ok(Identity::Tenant(Caller { authenticated, standings, attempted: head.attempted }))
 }
 
 type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;

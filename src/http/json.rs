@@ -15,9 +15,10 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::identity::{gate, state};
+use super::identity::{Identity, gate, state};
 use super::problem::{FieldError, Kind, Problem};
 use super::settings::HttpSettings;
+use super::watch::still_let_in;
 
 /// Names by which a body or a document's metadata would name a tenant.
 const TENANT_NAMES: [&str; 8] = [
@@ -222,12 +223,16 @@ async fn read<T: DeserializeOwned + Check>(
     payload: Payload,
     rules: Rules,
 ) -> Result<Body<T>, Problem> {
-    gate(&request)?.await?;
+    let identity = gate(&request)?.await?;
     let app = state(&request)?;
     if rules.media_type {
         require_json(&request)?;
     }
     let bytes = receive(&request, payload, &app.limits).await?;
+    // It may have been minutes in coming.
+    if let Identity::Tenant(caller) = &identity {
+        still_let_in(&app, caller).await?;
+    }
     Ok(Body { value: parse(&bytes)? })
 }
 

@@ -34,6 +34,7 @@ pub mod state;
 mod tls;
 mod turns;
 mod usage;
+mod watch;
 
 pub use edge::RequestId;
 pub use problem::{Kind, Problem};

@@ -87,7 +87,7 @@ pub(super) async fn data(
 ) -> Result<HttpResponse, Problem> {
     let asked = body.into_inner().asked(app.engine.settings());
     let asking = Asking::new(app, &permit, caller, namespace.0, asked, "query.data");
-    let found = asking.find().await?;
+    let found = asking.while_valid(asking.find()).await?;
     Ok(HttpResponse::Ok().json(QueryData::new(&asking.asked, &found)))
 }
 
@@ -120,7 +120,7 @@ pub(super) async fn streamed(
         asking.require_answerable().await?;
         None
     } else {
-        let found = asking.find().await?;
+        let found = asking.while_valid(asking.find()).await?;
         if asking.asked.question.mode == Mode::Bypass && asking.app.language_model.is_none() {
             asking.reply(&found, false).await?;
         }

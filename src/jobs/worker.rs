@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::places::{Place, Places};
 use super::projector::Projector;
 use crate::config::crash_point;
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
@@ -24,7 +25,7 @@ use crate::pipeline::process::{Attempts, Draft, Drafts, Pipeline, Pipelines, Pro
 use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
 use crate::store::postgres::leases::LeaseTerms;
-use crate::store::{CorpusWriter, ErrorKind, StoreError, Stores};
+use crate::store::{Audit, CorpusWriter, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
 
 /// Bounds on background work.
@@ -76,6 +77,7 @@ pub struct Workers {
     node: Uuid,
     slots: Arc<Semaphore>,
     places: Places,
+    audit: Audit,
 }
 
 /// Jobs that were leased together.
@@ -113,11 +115,12 @@ impl Workers {
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
         node: Uuid,
+        audit: Audit,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.workers.max(1)));
         let places = Places::new(settings.parsers(), settings.tenant_parsers);
         let settings = Arc::new(settings);
-        Self { stores, directory, pipelines, projector, settings, clock, wake, node, slots, places }
+        Self { stores, directory, pipelines, projector, settings, clock, wake, node, slots, places, audit }
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -236,9 +239,13 @@ impl Workers {
             return Ok(());
         };
         let writer = self.stores.background(&permit);
-        let rows = writer.tenant_purge().await?;
+        let purged = writer.tenant_purge().await?;
+        tracing::info!(tenant = %job.tenant, %purged, "a deleted tenant's data is gone");
+        let receipt = AuditEntry::new(AuditKind::Admin, "tenant.purge", Decision::Allowed)
+            .because(&purged.to_string())
+            .with_ids([job.job.to_string()]);
+        self.audit.record_upkeep(job.tenant, receipt).await?;
         writer.job_finish(job.job).await?;
-        tracing::info!(tenant = %job.tenant, rows, "a deleted tenant's data is gone");
         Ok(())
     }
 

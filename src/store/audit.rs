@@ -9,6 +9,7 @@
 
 mod writer;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -204,7 +205,11 @@ impl Audit {
     ///
     /// # Errors
     /// As [`Audit::record_now`]. The request stays refused.
-    pub async fn record_refusal(&self, refusal: &Refusal, action: &'static str) -> Result<(), StoreError> {
+    pub async fn record_refusal(
+        &self,
+        refusal: &Refusal,
+        action: impl Into<Cow<'static, str>>,
+    ) -> Result<(), StoreError> {
         let facts = refusal.facts();
         let principal = facts.principal.as_ref().map_or("anonymous", Principal::as_str);
         let reason = format!("{}: {}", refusal.kind().slug(), facts.reason);
@@ -234,6 +239,16 @@ impl Audit {
     /// As [`Audit::record_now`].
     pub async fn record_server(&self, entry: AuditEntry) -> Result<(), StoreError> {
         self.write(vec![self.event(None, "server", entry)]).await
+    }
+
+    /// Writes what the server did with a tenant's data of itself, in the deployment's log, which names the tenant,
+    /// and in the tenant's own.
+    ///
+    /// # Errors
+    /// As [`Audit::record_now`].
+    pub async fn record_upkeep(&self, tenant: TenantId, entry: AuditEntry) -> Result<(), StoreError> {
+        let own = self.event(Some(tenant), "server", entry.clone());
+        self.write(vec![self.event(None, "server", entry.asking_for([tenant.to_string()])), own]).await
     }
 
     /// Returns when everything that was recorded before is written, or was given up.

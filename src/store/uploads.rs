@@ -91,24 +91,26 @@ impl Uploads {
         }
     }
 
-    /// Removes every file of a namespace, or of a whole tenant.
+    /// Removes every file of a namespace, or of a whole tenant, and counts them.
     pub(in crate::store) async fn remove_all(
         &self,
         tenant: TenantId,
         namespace: Option<NamespaceId>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
         let prefix = match namespace {
             Some(namespace) => Path::from_iter([tenant.to_string(), namespace.to_string()]),
             None => Path::from_iter([tenant.to_string()]),
         };
+        let mut removed = 0;
         let mut files = self.store.list(Some(&prefix));
         while let Some(file) = files.try_next().await.map_err(|error| failed("upload.list", error))? {
             match self.store.delete(&file.location).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Ok(()) => removed += 1,
+                Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(failed("upload.remove", error)),
             }
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Tenants that have a folder.

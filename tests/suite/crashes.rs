@@ -5,7 +5,7 @@
 
 #[cfg(feature = "laboratory")]
 mod changes;
-mod child;
+pub mod child;
 mod database;
 mod storm;
 

@@ -3,6 +3,8 @@
 mod any_body;
 mod architecture;
 mod audit;
+#[cfg(feature = "laboratory")]
+mod audit_trail;
 mod authz_matrix;
 mod calls;
 mod cancelled_futures;
@@ -18,27 +20,40 @@ mod damaged_files;
 mod database;
 mod database_roles;
 mod deployment;
+mod effective;
+mod embedding;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
+mod hints;
 #[cfg(feature = "laboratory")]
 mod hostile;
 mod http_admin;
 mod http_documents;
 mod http_problems;
 mod ingestion;
+mod isolation_page;
 mod language_model;
 mod limits;
 mod limits_live;
+mod names;
+mod non_interference;
 mod operations;
+mod oracle;
 mod parse;
 mod partitions;
 mod place;
+#[cfg(feature = "laboratory")]
+mod post_filter;
 mod private_postgres;
 mod projector;
 mod query;
+mod quiet_logs;
 mod recovery;
 mod reembed;
+mod refused_database;
+#[cfg(feature = "laboratory")]
+mod residue;
 mod round_trips;
 mod row_level_security;
 mod running;
@@ -47,10 +62,12 @@ mod settings;
 mod site;
 mod store;
 mod store_races;
+mod storms;
 mod streams;
 mod transport;
 mod two_tenants;
 mod uploaded_files;
+mod valve;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
 mod wire;

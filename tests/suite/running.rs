@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
+use crate::oracle::assert_without;
 use crate::server::{PATIENCE, TestServer, new_folder, server};
 
 /// A running server: the one that tests share, or one with settings of its own.
@@ -91,6 +92,12 @@ impl Running {
         let path = format!("/admin/tenants/{}/keys/{}", tenant.id, tenant.key_id);
         let gone = self.server().operator().send("DELETE", &path, &json!({"reason": "a test"})).await;
         assert!((200..300).contains(&gone.status), "{}", gone.text());
+    }
+
+    /// Suspends a tenant.
+    pub async fn suspend(&self, tenant: &Tenant) {
+        let path = format!("/admin/tenants/{}/suspend", tenant.id);
+        self.server().operator().post(&path, &json!({"reason": "a test"}), 200).await;
     }
 
     /// Puts texts under file names into a namespace, and waits until they are found.
@@ -193,9 +200,7 @@ impl Neighbours {
 
 /// Nothing of a neighbour is in an answer, and every tenant that it names is its reader's own.
 pub fn assert_own(answer: &Answer, tenant: &Tenant, foreign: &[&str]) {
-    for words in foreign {
-        assert!(!answer.text.contains(words), "a neighbour's words: {}", answer.text);
-    }
+    assert_without(&answer.text, foreign.iter().copied(), "a neighbour's answer");
     let mut found = Vec::new();
     tenants(&answer.body, &mut found);
     assert!(found.iter().all(|id| *id == tenant.id), "a neighbour's id: {}", answer.text);

@@ -67,6 +67,8 @@ pub fn new_folder(name: &str) -> PathBuf {
 pub struct TestServer {
     pub url: String,
     pub data_dir: PathBuf,
+    #[cfg(feature = "laboratory")]
+    pub laboratory: bulkhead::app::Laboratory,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -82,15 +84,29 @@ impl TestServer {
             let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
             threads.block_on(async move {
                 let server = Server::build(settings).await.expect("a server");
-                tell.send(server.address()).expect("somebody waits");
+                #[cfg(feature = "laboratory")]
+                let told = (server.address(), server.laboratory());
+                #[cfg(not(feature = "laboratory"))]
+                let told = (server.address(), ());
+                tell.send(told).expect("somebody waits");
                 // Of the shared server the other end is never dropped: it ends with the process.
                 let _ended = stopped.await;
                 server.stop().await.expect("stopped");
             });
         });
         let thread = thread.expect("a thread");
-        let address = told.recv().expect("the server starts");
-        Self { url: format!("http://{address}"), data_dir, stop, thread }
+        #[cfg(feature = "laboratory")]
+        let (address, laboratory) = told.recv().expect("the server starts");
+        #[cfg(not(feature = "laboratory"))]
+        let (address, ()) = told.recv().expect("the server starts");
+        Self {
+            url: format!("http://{address}"),
+            data_dir,
+            #[cfg(feature = "laboratory")]
+            laboratory,
+            stop,
+            thread,
+        }
     }
 
     /// Stops it in order.

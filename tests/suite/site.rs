@@ -72,20 +72,24 @@ impl Site {
     }
 
     pub async fn with(limits: HttpSettings) -> Self {
-        Self::built(limits, LimitSettings::default(), AuthSettings::default()).await
+        Self::over(Harness::new().await, limits).await
+    }
+
+    /// Over a database that is reached in a way of its own.
+    pub async fn over(harness: Harness, limits: HttpSettings) -> Self {
+        Self::built(harness, limits, LimitSettings::default(), AuthSettings::default()).await
     }
 
     pub async fn with_auth(limits: HttpSettings, auth: AuthSettings) -> Self {
-        Self::built(limits, LimitSettings::default(), auth).await
+        Self::built(Harness::new().await, limits, LimitSettings::default(), auth).await
     }
 
     pub async fn limited(limits: HttpSettings, quotas: LimitSettings) -> Self {
-        Self::built(limits, quotas, AuthSettings::default()).await
+        Self::built(Harness::new().await, limits, quotas, AuthSettings::default()).await
     }
 
-    async fn built(limits: HttpSettings, quotas: LimitSettings, auth: AuthSettings) -> Self {
+    async fn built(harness: Harness, limits: HttpSettings, quotas: LimitSettings, auth: AuthSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let harness = Harness::new().await;
         let folder = tempfile::tempdir().expect("folder");
         let clock: Arc<dyn Clock> = Arc::new(harness.clock.clone());
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));

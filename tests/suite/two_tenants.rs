@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::calls::{Call, Ids, calls};
 use crate::operations::{Operation, operations};
+use crate::oracle::assert_without;
 use crate::server::{Answer, Client, Tenant, random, random_name, received, server, text};
 
 /// Operations that this test does not call. May only get shorter.
@@ -171,13 +172,8 @@ fn tenants_named(value: &Value, found: &mut BTreeSet<String>) {
 /// asker's own. What the request held may be repeated.
 fn check(operation: &Operation, call: &Call, answer: &Answer, asker: &World, owner: &World) -> bool {
     let (sent, all) = (format!("{call:?}"), answer.all());
-    for canary in owner.canaries() {
-        assert!(
-            sent.contains(canary) || !all.contains(canary),
-            "{canary} in {} {call:?}: {all}",
-            operation.name()
-        );
-    }
+    let unsent = owner.canaries().into_iter().filter(|canary| !sent.contains(canary));
+    assert_without(&all, unsent, &format!("{} {call:?}", operation.name()));
     for line in answer.text().lines() {
         let line = line.strip_prefix("data: ").unwrap_or(line);
         let mut tenants = BTreeSet::new();
@@ -292,7 +288,7 @@ async fn answers_are_never_swapped_when_both_ask_at_once() {
             assert_eq!(answer.status, 200, "{path}: {}", answer.text());
             let all = answer.all();
             assert!(own.canaries().iter().any(|canary| all.contains(canary)), "{path}: {all}");
-            assert!(!neighbour.canaries().iter().any(|canary| all.contains(canary)), "{path}: {all}");
+            assert_without(&all, neighbour.canaries(), path);
         }
     });
     futures::future::join_all(asking).await;

@@ -5,14 +5,17 @@ use std::time::Duration;
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
+use futures::TryFutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::extract::{DocumentPath, IdempotencyKey, Namespace, PreferWait};
+use super::super::identity::Caller;
 use super::super::json::{Check, Faults, StrictJson};
 use super::super::problem::Problem;
 use super::super::room::Room;
 use super::super::state::App;
+use super::super::watch::while_valid;
 use super::accept::{
     Submission, Submitted, check_length, check_metadata, check_name, fingerprint, new_track_id, submit,
     text_document,
@@ -93,7 +96,7 @@ pub(in crate::http) struct PutAnswer {
 #[tracing::instrument(name = "http.document.put", skip_all)]
 pub(in crate::http) async fn document_put(
     permit: Permit<Write>,
-    _room: Room,
+    (caller, _room): (Caller, Room),
     (namespace, id): (Namespace, DocumentPath),
     key: IdempotencyKey,
     wait: PreferWait,
@@ -141,7 +144,8 @@ pub(in crate::http) async fn document_put(
     let seconds = wait.0.map(|seconds| seconds.min(app.limits.max_wait_seconds));
     if let Some(seconds) = seconds.filter(|seconds| *seconds > 0) {
         let version = answer.body["version"].as_i64().unwrap_or_default();
-        let status = processed(&app, &corpus, &id.0, version, Duration::from_secs(seconds)).await?;
+        let waited = processed(&app, &corpus, &id.0, version, Duration::from_secs(seconds));
+        let status = while_valid(&app, &caller, waited.map_err(Problem::from)).await?;
         answer.body["status"] = json!(status);
         if status == Status::Processed {
             answer.status = if version == 1 { 201 } else { 200 };

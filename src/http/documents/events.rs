@@ -16,12 +16,10 @@ use super::super::extract::{LastEventId, TrackPath};
 use super::super::identity::Caller;
 use super::super::problem::{Kind, Problem};
 use super::super::state::{App, Place};
+use super::super::watch::Watch;
 use crate::domain::document::Status;
 use crate::store::{StoreError, TenantReader};
-use crate::tenancy::{Permit, Read, RefusalKind};
-
-/// How long a stream goes on while it cannot be told whether its caller still may.
-const BORNE: Duration = Duration::from_secs(5);
+use crate::tenancy::{Permit, Read};
 
 /// Follows the documents of one call: `progress` for every change, at last `done`, `failed` or `auth_expired`.
 ///
@@ -56,15 +54,14 @@ pub(in crate::http) async fn track_events(
     let now = app.clock.instant();
     let mut stream = Progress {
         reader,
-        caller,
+        watch: Watch::new(app.clone(), caller),
         track: track.raw,
         last: last.0.unwrap_or(0),
         resumed: last.0,
         seen: HashMap::new(),
         waiting: VecDeque::new(),
         ended: false,
-        asked: now,
-        sure: now,
+        refused: false,
         told: now,
         app,
         _place: place,
@@ -132,7 +129,7 @@ async fn look(reader: &TenantReader, track: &str) -> Result<Vec<Part>, StoreErro
 struct Progress {
     app: Data<App>,
     reader: TenantReader,
-    caller: Caller,
+    watch: Watch,
     track: String,
     /// The id of the last event.
     last: i64,
@@ -141,10 +138,8 @@ struct Progress {
     seen: HashMap<String, i64>,
     waiting: VecDeque<Bytes>,
     ended: bool,
-    /// When it was last asked whether the caller still may.
-    asked: Instant,
-    /// When that was last known.
-    sure: Instant,
+    /// Whether its caller may no longer.
+    refused: bool,
     /// When something was last sent.
     told: Instant,
     _place: Place,
@@ -153,6 +148,7 @@ struct Progress {
 impl Progress {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            self.end_when_refused().await;
             if let Some(piece) = self.waiting.pop_front() {
                 self.told = self.app.clock.instant();
                 return Some(piece);
@@ -161,38 +157,33 @@ impl Progress {
                 return None;
             }
             tokio::time::sleep(Duration::from_millis(self.app.limits.progress_poll_ms)).await;
-            let now = self.app.clock.instant();
-            if now.saturating_duration_since(self.asked) >= self.app.authenticator.recheck_every() {
-                self.asked = now;
-                if !self.still_allowed(now).await {
-                    self.end("auth_expired", &json!({"track_id": self.track}));
-                    continue;
-                }
+            self.end_when_refused().await;
+            if self.ended {
+                continue;
             }
-            match look(&self.reader, &self.track).await {
-                Ok(parts) => self.tell(&parts),
+            match tokio::time::timeout(self.watch.borne(), look(&self.reader, &self.track)).await {
+                Ok(Ok(parts)) => self.tell(&parts),
                 // The next look may succeed; meanwhile the heartbeat goes on.
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "a stream waits for the store");
                 }
+                // Too long without a word about the caller, which the next check says.
+                Err(_) => continue,
             }
             let heartbeat = Duration::from_secs(self.app.limits.heartbeat_seconds);
-            if self.waiting.is_empty() && now.saturating_duration_since(self.told) >= heartbeat {
+            let silent = self.app.clock.instant().saturating_duration_since(self.told);
+            if self.waiting.is_empty() && silent >= heartbeat {
                 self.waiting.push_back(Bytes::from_static(b": alive\n\n"));
             }
         }
     }
 
-    async fn still_allowed(&mut self, now: Instant) -> bool {
-        match self.app.authenticator.still_valid(self.caller.authenticated()).await {
-            Ok(()) => {
-                self.sure = now;
-                true
-            }
-            Err(refusal) if refusal.kind() == RefusalKind::Unavailable => {
-                now.saturating_duration_since(self.sure) < BORNE
-            }
-            Err(_) => false,
+    /// Takes back what was not sent yet, when the caller may no longer have it.
+    async fn end_when_refused(&mut self) {
+        if !self.refused && self.watch.check().await.is_err() {
+            self.refused = true;
+            self.waiting.clear();
+            self.end("auth_expired", &json!({"track_id": self.track}));
         }
     }
 

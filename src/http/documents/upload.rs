@@ -13,11 +13,13 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::super::extract::{IdempotencyKey, Namespace};
+use super::super::identity::Caller;
 use super::super::json::tenant_named;
 use super::super::problem::{FieldError, Kind, Problem};
 use super::super::room::Room;
 use super::super::settings::HttpSettings;
 use super::super::state::App;
+use super::super::watch::still_let_in;
 use super::accept::{
     Submission, Submitted, fingerprint, inserted, name_taken, new_document_id, new_track_id, respond, submit,
 };
@@ -62,7 +64,7 @@ pub(in crate::http) struct UploadForm {
 #[tracing::instrument(name = "http.document.upload", skip_all)]
 pub(in crate::http) async fn upload(
     permit: Permit<Write>,
-    _room: Room,
+    (caller, _room): (Caller, Room),
     namespace: Namespace,
     key: IdempotencyKey,
     app: Data<App>,
@@ -74,6 +76,7 @@ pub(in crate::http) async fn upload(
         Problem::new(Kind::RateLimited).saying(detail)
     })?;
     let (name, bytes) = receive(&app, &corpus, &key, form).await?;
+    still_let_in(&app, &caller).await?;
 
     let track_id = new_track_id(&app, "upload");
     let content_hash: [u8; 32] = Sha256::digest(&bytes).into();

@@ -6,29 +6,26 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
 
 use actix_web::web::Data;
 use futures::{Stream, StreamExt};
 use tokio::sync::OnceCell;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::request::{Asked, Output};
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::ids::NamespaceName;
 use crate::domain::query::Mode;
-use crate::http::identity::{Caller, refused};
+use crate::http::identity::Caller;
 use crate::http::problem::{Kind, Problem};
 use crate::http::state::App;
 use crate::http::turns::Turn;
+use crate::http::watch::while_valid;
 use crate::inference::{LanguageModel, Message};
 use crate::retrieval::answer::{NOTHING_FOUND, context, prompt};
 use crate::retrieval::{Answer, Material, Stage};
 use crate::store::TenantReader;
-use crate::tenancy::{Permit, Read, RefusalKind};
+use crate::tenancy::{Permit, Read};
 
-/// How long a running answer bears that nobody can say whether its caller is still let in.
-const UNHEARD: Duration = Duration::from_secs(5);
 /// Characters of a token, on the average; for budgets and counts that need no exact number.
 const CHARACTERS_PER_TOKEN: usize = 4;
 
@@ -257,34 +254,6 @@ pub(crate) async fn generate(
         return Ok(Reply::Pieces(Box::pin(pieces.map(|piece| piece.map_err(Problem::from)))));
     }
     Ok(Reply::Whole(Answer { text: model.complete(messages).await?, llm_generated: true }))
-}
-
-/// Runs to its end, unless the caller's credential ends before.
-pub(crate) async fn while_valid<T>(
-    app: &App,
-    caller: &Caller,
-    work: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
-    let mut work = std::pin::pin!(work);
-    let mut checks = interval(app.authenticator.recheck_every());
-    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick is now, when the caller was just let in.
-    checks.tick().await;
-    let mut heard = app.clock.instant();
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            _ = checks.tick() => match app.authenticator.still_valid(caller.authenticated()).await {
-                Ok(()) => heard = app.clock.instant(),
-                Err(refusal) => {
-                    let silent = app.clock.instant().saturating_duration_since(heard);
-                    if refusal.kind() != RefusalKind::Unavailable || silent >= UNHEARD {
-                        return Err(refused(app, refusal).await);
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// A conversation as text.

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::asking::while_valid;
 use crate::http::form::openai_error;
 use crate::http::identity::Caller;
 use crate::http::problem::Problem;
 use crate::http::state::App;
+use crate::http::watch::while_valid;
 
 /// Lines that wait for a slow client before the work waits too.
 const WAITING_LINES: usize = 8;

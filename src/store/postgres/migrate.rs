@@ -38,7 +38,8 @@ pub async fn add_models(owner: &PgConnectOptions, models: &[ModelId]) -> Result<
 }
 
 /// Refuses a database in which a tenant could see another: a table without forced row-level security or
-/// without a policy for each command, a role that passes by it or owns what it should not.
+/// without a policy for each command, a policy that checks nothing or is not bound to the tenant, a role that passes
+/// by it or owns what it should not, a view or function with the rights of its owner.
 ///
 /// # Errors
 /// `Foreign`, naming everything that is wrong; `Unavailable` when the database cannot be reached.
@@ -64,7 +65,27 @@ pub async fn require_isolation(owner: &PgConnectOptions) -> Result<(), StoreErro
          select format('table %s: owned by %s', c.relname, r.rolname)
              from pg_class c join pg_roles r on r.oid = c.relowner
              where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
-                 and r.rolname <> 'bulkhead_owner'",
+                 and r.rolname <> 'bulkhead_owner'
+         union all
+         select format('policy %s of %s: what is written is not checked', p.polname, c.relname)
+             from pg_policy p join pg_class c on c.oid = p.polrelid
+             where c.relnamespace = 'public'::regnamespace and p.polpermissive
+                 and p.polcmd in ('a', 'w', '*') and p.polwithcheck is null
+         union all
+         select format('policy %s of %s: not bound to the tenant', p.polname, c.relname)
+             from pg_policy p join pg_class c on c.oid = p.polrelid
+             cross join lateral (values (p.polqual), (p.polwithcheck)) e(rule)
+             where c.relnamespace = 'public'::regnamespace and p.polpermissive and e.rule is not null
+                 and (0::oid = any(p.polroles) or 'bulkhead_app'::regrole::oid = any(p.polroles))
+                 and strpos(pg_get_expr(e.rule, p.polrelid), 'bulkhead.tenant') = 0
+         union all
+         select format('view %s: reads with the rights of its owner', c.relname)
+             from pg_class c where c.relnamespace = 'public'::regnamespace
+                 and (c.relkind = 'm' or c.relkind = 'v'
+                      and not coalesce(c.reloptions::text[] && array['security_invoker=true', 'security_invoker=on'], false))
+         union all
+         select format('function %s: runs with the rights of its owner', p.proname)
+             from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prosecdef",
     )
     .fetch_all(&mut connection)
     .await

@@ -35,6 +35,24 @@ pub struct TermFrequencies {
     pub chunks: Vec<(u32, u32)>,
 }
 
+/// What of a deleted tenant was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// Rows by table.
+    pub rows: Vec<(&'static str, u64)>,
+    /// Indexes of vectors, one for each namespace.
+    pub indexes: usize,
+    /// Uploaded files.
+    pub uploads: usize,
+}
+
+impl std::fmt::Display for Purged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "removed {} indexes, {} uploads; rows:", self.indexes, self.uploads)?;
+        self.rows.iter().try_for_each(|(table, count)| write!(f, " {table} {count}"))
+    }
+}
+
 impl TenantReader {
     /// Opens a namespace; `None` when there is none of this name, or the credential does not reach it.
     ///
@@ -245,11 +263,11 @@ impl TenantWriter {
         Ok(true)
     }
 
-    /// Deletes everything that a deleted tenant owns, files included, and counts the rows.
+    /// Deletes everything that a deleted tenant owns, files included, and counts it.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`; to be called again.
-    pub async fn tenant_purge(&self) -> Result<u64, StoreError> {
+    pub async fn tenant_purge(&self) -> Result<Purged, StoreError> {
         let tenant = self.scope.tenant();
         let mut tx = self.begin().await?;
         // Waits for namespaces that are being made; later ones find the purge and are not.
@@ -269,10 +287,10 @@ impl TenantWriter {
         .map_err(failed("tenant.purge"))?;
         // Locked, so that whoever holds one of them ends first and leaves nothing behind its back.
         let partitions = partitions(&mut tx, tenant, None).await?;
-        let mut rows = 0;
-        for statement in PURGE_TENANT {
+        let mut rows = Vec::with_capacity(PURGE_TENANT.len());
+        for (table, statement) in PURGE_TENANT {
             let done = sqlx::query(statement).bind(tenant.0).execute(&mut *tx).await;
-            rows += done.map_err(failed("tenant.purge"))?.rows_affected();
+            rows.push((table, done.map_err(failed("tenant.purge"))?.rows_affected()));
         }
         tx.commit().await?;
         crash_point("tenant-rows-purged");
@@ -280,8 +298,8 @@ impl TenantWriter {
         for partition in &partitions {
             inner.vectors.remove(partition).await?;
         }
-        inner.uploads.remove_all(tenant, None).await?;
-        Ok(rows)
+        let uploads = inner.uploads.remove_all(tenant, None).await?;
+        Ok(Purged { rows, indexes: partitions.len(), uploads })
     }
 }
 
@@ -335,18 +353,21 @@ const PURGE_NAMESPACE: [&str; 9] = [
 ];
 
 /// Everything of a tenant but its audit log and the job that deletes it.
-const PURGE_TENANT: [&str; 12] = [
-    "delete from job where tenant_id = $1 and job_id in (
-         select job_id from job where tenant_id = $1 and kind <> 'purge_tenant' order by job_id for update)",
-    "delete from idempotency where tenant_id = $1",
-    "delete from chunk_mention where tenant_id = $1",
-    "delete from chunk_embedding where tenant_id = $1",
-    "delete from chunk where tenant_id = $1",
-    "delete from document_version where tenant_id = $1",
-    "delete from document where tenant_id = $1",
-    "delete from term_frequency where tenant_id = $1",
-    "delete from outbox where tenant_id = $1",
-    "delete from consumer where tenant_id = $1",
-    "delete from namespace where tenant_id = $1",
-    "delete from tenant_usage where tenant_id = $1",
+const PURGE_TENANT: [(&str, &str); 12] = [
+    (
+        "job",
+        "delete from job where tenant_id = $1 and job_id in (
+             select job_id from job where tenant_id = $1 and kind <> 'purge_tenant' order by job_id for update)",
+    ),
+    ("idempotency", "delete from idempotency where tenant_id = $1"),
+    ("chunk_mention", "delete from chunk_mention where tenant_id = $1"),
+    ("chunk_embedding", "delete from chunk_embedding where tenant_id = $1"),
+    ("chunk", "delete from chunk where tenant_id = $1"),
+    ("document_version", "delete from document_version where tenant_id = $1"),
+    ("document", "delete from document where tenant_id = $1"),
+    ("term_frequency", "delete from term_frequency where tenant_id = $1"),
+    ("outbox", "delete from outbox where tenant_id = $1"),
+    ("consumer", "delete from consumer where tenant_id = $1"),
+    ("namespace", "delete from namespace where tenant_id = $1"),
+    ("tenant_usage", "delete from tenant_usage where tenant_id = $1"),
 ];

@@ -30,6 +30,11 @@ pub struct Ground {
 impl Ground {
     /// A new folder in which a server ran once, made a tenant and stopped in order.
     pub async fn new(model: &str) -> Self {
+        Self::logging(model, "warn").await
+    }
+
+    /// The same, and what its servers log.
+    pub async fn logging(model: &str, filter: &str) -> Self {
         // Another test may have installed it; either way there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let place = Place::new();
@@ -39,7 +44,7 @@ impl Ground {
         let toml = format!(
             r#"data_dir = "{}"
             [telemetry]
-            filter = 'warn'
+            filter = '{filter}'
             [orphans]
             every_seconds = 1
             margin_seconds = 3
@@ -92,9 +97,19 @@ impl Ground {
         running
     }
 
+    /// The key of its tenant.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// All that the servers logged.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.place.base.path().join("server.log")).unwrap_or_default()
+    }
+
     /// The end of what the servers logged.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.place.base.path().join("server.log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -267,6 +282,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Where it answers.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"))
     }
