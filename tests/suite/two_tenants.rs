@@ -30,6 +30,7 @@ const SHOWS_NOTHING: [&str; 24] = [
     "get /documents/supported_file_types",
     "get /graph/entity/exists",
     "get /health",
+    "get /usage",
     "get /v1/models/{model}",
     "post /api/generate",
     "post /documents/cancel_pipeline",
