@@ -81,7 +81,9 @@ impl Wanted {
             let detail = format!("This tenant keeps at most {} bytes.", limits.bytes);
             return Some(Problem::new(Kind::TooLarge).saying(detail));
         }
-        let full = usage.full(limits, self.bytes).filter(|quota| self.makes || *quota == Quota::Bytes);
+        // One that is replaced needs no place for another.
+        let documents = if self.makes { limits.documents } else { u64::MAX };
+        let full = usage.full(&Limits { documents, ..*limits }, self.bytes);
         full.map(|quota| quota_reached(quota, limits))
     }
 }
