@@ -1,6 +1,8 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
 pub mod bench;
+pub mod eval;
+mod measured;
 mod settings;
 
 use std::net::SocketAddr;
@@ -23,6 +25,7 @@ use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::domain::lexical::Lexicon;
 use crate::inference::{Embedder, LanguageModel};
 use crate::jobs::projector::Projector;
+use crate::jobs::stages::Stages;
 use crate::jobs::worker::Workers;
 use crate::pipeline::chunk::{ChunkSettings, Chunker};
 use crate::pipeline::extract::{ExtractSettings, Extractor};
@@ -212,6 +215,7 @@ pub struct Server {
     stop: CancellationToken,
     http: http::Serving,
     background: Vec<JoinHandle<()>>,
+    stages: Arc<Stages>,
     foundation: Foundation,
 }
 
@@ -299,10 +303,11 @@ impl Server {
         };
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
+        let stages = workers.stages();
         let background =
             vec![tokio::spawn(workers.run(stop.clone())), tokio::spawn(projector.run(stop.clone()))];
         tracing::info!(%address, "Bulkhead answers");
-        Ok(Self { address, stop, http, background, foundation })
+        Ok(Self { address, stop, http, background, stages, foundation })
     }
 
     /// Where it listens.

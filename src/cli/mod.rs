@@ -7,8 +7,10 @@
 //! wrong usage with 2.
 
 mod action;
+mod bench;
 mod config;
 mod desk;
+mod eval;
 mod key;
 mod operator;
 mod output;
@@ -62,8 +64,11 @@ enum Command {
     /// Make operators' credentials.
     #[command(subcommand)]
     Operator(operator::Command),
-    /// Measure a server of its own against its raw parts; figures go to `target/bench.json`.
-    Bench,
+    /// Measure a server of its own against its raw parts.
+    Bench(bench::Bench),
+    /// Measure how well a server retrieves.
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Print every setting with its default and meaning, or check those in use.
     Config(config::Command),
     /// Parse a document from standard input. Started by the server, in a cage.
@@ -94,10 +99,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     let answer = match command {
         Command::Serve => return block_on(app::run(global.settings()?)),
-        Command::Bench => {
-            anyhow::ensure!(block_on(app::bench::bench(global.settings()?))?, "a target was missed");
-            return Ok(());
-        }
+        Command::Bench(bench) => return block_on(bench.run(&global)),
+        Command::Eval(command) => return block_on(command.run(&global)),
         Command::Config(command) => return command.run(&global),
         Command::ParseWorker => anyhow::bail!("parse-worker takes no other arguments and comes first"),
         Command::Tenant(command) => block_on(command.run(&global))?,
@@ -142,6 +145,9 @@ mod tests {
             "bulkhead token --tenant t --role reader",
             "bulkhead config --check",
             "bulkhead serve",
+            "bulkhead bench --full --only walk --only delete",
+            "bulkhead eval retrieval DIR OTHER --limit-queries 5 --vector-cache CACHE --output FILE",
+            "bulkhead --json eval retrieval DIR --url http://127.0.0.1:9621 --key FILE",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -152,6 +158,9 @@ mod tests {
         for line in [
             "bulkhead",
             "bulkhead tenant create --name N",
+            "bulkhead eval retrieval",
+            "bulkhead eval retrieval DIR --url http://127.0.0.1:9621",
+            "bulkhead bench --only nothing",
             "bulkhead tenant delete --tenant t --reason r",
             "bulkhead key create --tenant t --name a --reason r",
             "bulkhead key create --tenant t --role king --name a --reason r",

@@ -7,6 +7,7 @@ mod fair_queue;
 mod fastembed_model;
 mod hashing;
 mod language_model;
+mod vector_cache;
 
 pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel};
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};

@@ -3,4 +3,5 @@
 //! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
 pub mod projector;
+pub mod stages;
 pub mod worker;

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::projector::Projector;
+use super::stages::Stages;
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
@@ -56,6 +57,7 @@ pub struct Workers {
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
     wake: Arc<Notify>,
+    stages: Arc<Stages>,
 }
 
 /// How long the dispatcher sleeps when nobody wakes it.
@@ -73,7 +75,14 @@ impl Workers {
         clock: Arc<dyn Clock>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { stores, directory, pipeline, projector, settings: Arc::new(settings), clock, wake }
+        let settings = Arc::new(settings);
+        Self { stores, directory, pipeline, projector, settings, clock, wake, stages: Arc::default() }
+    }
+
+    /// Where the time goes.
+    #[must_use]
+    pub fn stages(&self) -> Arc<Stages> {
+        Arc::clone(&self.stages)
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -195,6 +204,7 @@ impl Workers {
             Held { workers: self, corpus: &corpus, jobs: tasks.iter().map(|t| (t.job, t.lease)).collect() };
         crash_point("opened");
 
+        let mut watch = self.stages.watch(self.clock.as_ref());
         let mut documents = Vec::with_capacity(tasks.len());
         for task in tasks {
             match held.keep(Status::Parsing, self.drafts(&corpus, &task)).await {
@@ -203,6 +213,7 @@ impl Workers {
             }
         }
         crash_point("analysed");
+        watch.analysed();
         let replaced: Vec<String> = documents
             .iter()
             .filter(|(task, _)| task.replaces)
@@ -211,6 +222,7 @@ impl Workers {
         let known = corpus.embedding_list(&replaced).await?;
         self.embed(&held, &mut documents, &known).await?;
         crash_point("embedded");
+        watch.embedded();
 
         let documents: Vec<ProcessedDocument> = documents
             .into_iter()
@@ -227,6 +239,7 @@ impl Workers {
             return Ok(());
         }
         corpus.documents_commit(&documents).await?;
+        watch.committed(documents.iter().map(|document| document.chunks.len()).sum());
         crash_point("committed");
         self.projector.kick(&corpus);
 

@@ -26,6 +26,14 @@ pub(super) struct Ranking {
     pub(super) trimmed: Trimmed,
 }
 
+/// What is known of a question before its vector.
+struct Ahead {
+    corpus: Corpus,
+    terms: Option<Terms>,
+    /// What the index found by words, and how many foreign hits; absent when there was nothing to look for.
+    found: Option<(Option<Found>, usize)>,
+}
+
 impl Engine {
     /// Ranks the chunks of a namespace; `None` when there is no such namespace.
     pub(super) async fn rank(
@@ -34,21 +42,17 @@ impl Engine {
         namespace: &NamespaceName,
         question: &Question,
     ) -> Result<Option<Ranking>, RetrievalError> {
-        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
         let tenant = reader.scope().tenant();
-        // The counts of the question's terms are read while the model is busy with it.
-        let (opened, embedding) = tokio::join!(
-            reader.corpus_get_with_terms(namespace, &terms),
+        // While the model is busy with the question, it is looked for by its words.
+        let (ahead, embedding) = tokio::join!(
+            self.by_words(reader, namespace, question),
             self.embedder.embed_question(tenant, vec![question.text.clone()]),
         );
-        let Some((corpus, frequencies)) = opened? else { return Ok(None) };
+        let Some(Ahead { corpus, terms, found }) = ahead? else { return Ok(None) };
         let embedding = embedding?.into_iter().next().unwrap_or_default();
-        let query = VectorQuery {
-            embedding: Some(embedding.clone()),
-            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
-            limit: self.settings.candidates,
-        };
-        let (found, fallback, foreign) = self.search(&corpus, &query).await?;
+        let query =
+            VectorQuery { embedding: Some(embedding.clone()), terms, limit: self.settings.candidates };
+        let (found, fallback, foreign) = self.search(&corpus, &query, found).await?;
         let versions = found.dense.iter().chain(&found.lexical).map(|hit| (hit.chunk, hit.version)).collect();
         let fused = fuse(&pairs(&found.dense), &pairs(&found.lexical), &self.settings.fusion);
         Ok(Some(Ranking {
@@ -61,14 +65,33 @@ impl Engine {
         }))
     }
 
-    /// Searches the index, and the database for what the index does not have.
-    async fn search(
+    /// The corpus, and what its index finds by the question's words.
+    async fn by_words(
+        &self,
+        reader: &TenantReader,
+        namespace: &NamespaceName,
+        question: &Question,
+    ) -> Result<Option<Ahead>, RetrievalError> {
+        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
+        let opened = reader.corpus_get_with_terms(namespace, &terms).await?;
+        let Some((corpus, frequencies)) = opened else { return Ok(None) };
+        let terms = question.lexical.then(|| term_weights(&corpus, &frequencies));
+        let query = VectorQuery { embedding: None, terms, limit: self.settings.candidates };
+        let found = match &query.terms {
+            Some(terms) if !terms.indices.is_empty() => Some(self.search_index(&corpus, &query).await?),
+            _ => None,
+        };
+        Ok(Some(Ahead { corpus, terms: query.terms, found }))
+    }
+
+    /// Searches the index; nothing, when it cannot be searched. Also tells how many hits were foreign.
+    async fn search_index(
         &self,
         corpus: &Corpus,
         query: &VectorQuery,
-    ) -> Result<(Found, Option<&'static str>, usize), RetrievalError> {
+    ) -> Result<(Option<Found>, usize), RetrievalError> {
         if corpus.chunks() == 0 {
-            return Ok((Found::default(), None, 0));
+            return Ok((Some(Found { applied: corpus.seq(), ..Found::default() }), 0));
         }
         let mut found = match corpus.vector_search(query).await {
             Ok(found) => found,
@@ -82,6 +105,31 @@ impl Engine {
         let mut foreign = 0;
         if let Some(found) = &mut found {
             foreign = own_hits(corpus.partition(), found, self.settings.on_foreign_row)?;
+        }
+        Ok((found, foreign))
+    }
+
+    /// Searches the index by the vector, joins what was found by words, and searches the database for what the
+    /// index does not have.
+    async fn search(
+        &self,
+        corpus: &Corpus,
+        query: &VectorQuery,
+        by_words: Option<(Option<Found>, usize)>,
+    ) -> Result<(Found, Option<&'static str>, usize), RetrievalError> {
+        if corpus.chunks() == 0 {
+            return Ok((Found::default(), None, 0));
+        }
+        let nearest = VectorQuery { terms: None, ..query.clone() };
+        let (mut found, mut foreign) = self.search_index(corpus, &nearest).await?;
+        if let Some((by_words, more)) = by_words {
+            foreign += more;
+            found = found.zip(by_words).map(|(nearest, by_words)| Found {
+                dense: nearest.dense,
+                lexical: by_words.lexical,
+                // What came between the two searches counts as lacking.
+                applied: nearest.applied.min(by_words.applied),
+            });
         }
         match found {
             // What is foreign displaced what is ours: the whole corpus is searched again, exactly.
@@ -113,7 +161,7 @@ impl Engine {
         };
         let query = VectorQuery {
             embedding: Some(ranking.embedding.clone()),
-            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
+            terms: question.lexical.then(|| term_weights(&corpus, &frequencies)),
             limit: self.settings.candidates,
         };
         let found = corpus.chunk_search_exact(&query, EVERYTHING).await?;
@@ -132,7 +180,8 @@ const FALLBACK: &str = "pgvector";
 const EVERYTHING: Seq = Seq(-1);
 
 /// The question's terms, each weighed by how rare it is in this corpus.
-fn weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
+#[must_use]
+pub fn term_weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
     let mut terms: Vec<(u32, u32)> = frequencies.chunks.clone();
     terms.sort_unstable();
     Terms {
