@@ -41,6 +41,8 @@ pub struct Counts {
 const TRIES: u32 = 120;
 /// How long to wait before.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How many times as long as counting takes it is not counted.
+const COUNTED_EVERY: u32 = 15;
 
 impl Client {
     /// A client of the server at `url`, as `http://127.0.0.1:9621`.
@@ -103,6 +105,7 @@ impl Client {
     /// As [`Client::post`]; `Answer` too when one failed.
     pub async fn processed(&self, documents: usize, tell: impl Fn(usize)) -> Result<(), ClientError> {
         loop {
+            let counting = tokio::time::Instant::now();
             let counts = self.counts().await?;
             if counts.failed > 0 {
                 return Err(ClientError::Answer(format!("{} failed documents", counts.failed)));
@@ -111,7 +114,8 @@ impl Client {
             if counts.processed >= documents {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Counting takes longer the more there is to count, and must not be what is measured.
+            tokio::time::sleep(counting.elapsed() * COUNTED_EVERY).await;
         }
     }
 

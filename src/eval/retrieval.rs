@@ -94,6 +94,9 @@ pub enum EvalError {
         /// Documents of the set.
         wanted: usize,
     },
+    /// The namespace cannot be searched by its index.
+    #[error("the namespace has no index")]
+    NoIndex,
     /// Nothing was ingested.
     #[error("the namespace is not there")]
     NoNamespace,
@@ -243,11 +246,11 @@ impl Inside {
                 terms: Some(term_weights(&corpus, &frequencies)),
                 limit: CHUNKS,
             };
-            let found = corpus.vector_search(&by_words).await?.unwrap_or_default();
+            let found = corpus.vector_search(&by_words).await?.ok_or(EvalError::NoIndex)?;
             lists.push(once(passages(&corpus, &found.lexical, sources, set).await?.into_iter()));
             let nearest =
                 VectorQuery { embedding: embedded.into_iter().next(), terms: None, limit: NEIGHBOURS };
-            let indexed = corpus.vector_search(&nearest).await?.unwrap_or_default();
+            let indexed = corpus.vector_search(&nearest).await?.ok_or(EvalError::NoIndex)?;
             let exact = corpus.chunk_search_exact(&nearest, Seq(-1)).await?;
             let indexed: HashSet<_> = indexed.dense.iter().map(|hit| hit.chunk).collect();
             same += exact.dense.iter().filter(|hit| indexed.contains(&hit.chunk)).count();

@@ -26,6 +26,7 @@ use crate::domain::clock::Clock;
 use crate::domain::ids::{NamespaceName, TenantId};
 use crate::inference::{Embedder, EmbedderError, EmbeddingSettings};
 use crate::pipeline::chunk::{ChunkError, Chunker};
+use crate::store::vector::VectorQuery;
 use crate::store::{Corpus, StoreError, TenantReader};
 
 /// What is measured together, since it shares a corpus.
@@ -206,6 +207,9 @@ const CALL: usize = 50;
 const CALLS: usize = 4;
 /// Words of a passage of a corpus that is queried.
 const PASSAGE: usize = 60;
+/// How often, and with which pauses, an index is looked at until it is up to date.
+const INDEXED_TRIES: u32 = 600;
+const INDEXED_PAUSE: Duration = Duration::from_millis(50);
 /// Chunks that a question asks for.
 const TOP: usize = 20;
 
@@ -300,6 +304,20 @@ impl Place {
         Ok(clock.instant().duration_since(begun))
     }
 
+    /// The corpus, once its index holds everything.
+    async fn indexed(&self) -> Result<Corpus, BenchError> {
+        let corpus = self.corpus().await?;
+        let query = VectorQuery { embedding: None, terms: None, limit: 1 };
+        for _ in 0..INDEXED_TRIES {
+            let found = corpus.vector_search(&query).await?;
+            if found.is_some_and(|found| found.applied >= corpus.seq()) {
+                return Ok(corpus);
+            }
+            tokio::time::sleep(INDEXED_PAUSE).await;
+        }
+        Err(BenchError::Deployment("the index does not come up to date".to_owned()))
+    }
+
     /// Sends texts, and returns when they are accepted.
     async fn send(&self, texts: &[String]) -> Result<(), ClientError> {
         let sent = stream::iter(texts.chunks(CALL)).map(|call| async move {
@@ -335,6 +353,7 @@ impl Bench<'_> {
         let mut place = self.place("shared").await?;
         let texts = self.texts(self.plan.passages, PASSAGE);
         place.ingest(self.subject.clock.as_ref(), &texts).await?;
+        place.indexed().await?;
         self.corpus = Some(place.clone());
         Ok(place)
     }
