@@ -205,9 +205,9 @@ async fn ingest(client: &Client, sources: &[Source], clock: &dyn Clock) -> Resul
     }
     let bar = progress("documents", sources.len());
     let begun = clock.instant();
-    let sent =
+    let puts =
         stream::iter(sources).map(|source| client.put(&source.id, source.title.as_deref(), &source.text));
-    let send = async { sent.buffer_unordered(SENT_AT_ONCE).try_collect::<Vec<()>>().await };
+    let send = async { puts.buffer_unordered(SENT_AT_ONCE).try_collect::<Vec<()>>().await };
     let done = client.processed(sources.len(), |processed| bar.set_position(processed as u64));
     tokio::try_join!(send, done)?;
     // Answers from the graph, which is brought up to date for it.

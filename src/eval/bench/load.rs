@@ -51,7 +51,7 @@ impl Bench<'_> {
         let texts = self.questions(count);
         let tenant = place.reader.scope().tenant();
         let embedder = self.subject.embedder.clone();
-        let embedded = self
+        let bare = self
             .load(CLIENTS, texts, move |text| {
                 let embedder = embedder.clone();
                 async move { Ok(embedder.embed_question(tenant, vec![text]).await.map(drop)?) }
@@ -61,10 +61,10 @@ impl Bench<'_> {
         Ok(vec![
             Row::new(
                 "16 clients, questions in a second, share of embedding alone",
-                asked.rate / embedded.rate,
+                asked.rate / bare.rate,
                 "share",
                 Target::Least(THROUGHPUT),
-                vec![asked.rate, embedded.rate],
+                vec![asked.rate, bare.rate],
             ),
             Row::new(
                 "16 clients, p99 times the median",
@@ -172,14 +172,14 @@ impl Bench<'_> {
         let (middle, usual) = (median(&beside.times), median(&alone.times));
         let (slow, least) = (percentile(&beside.times, 99), percentile(&alone.times, 99));
         #[expect(clippy::cast_precision_loss, reason = "a count for people")]
-        let noisy = asked.load(Ordering::Relaxed) as f64;
+        let questions = asked.load(Ordering::Relaxed) as f64;
         Ok(vec![
             Row::new(
                 "small tenant beside a busy one, median times alone",
                 middle / usual,
                 "times",
                 Target::Most(NEIGHBOUR.0),
-                vec![middle, usual, noisy],
+                vec![middle, usual, questions],
             ),
             Row::new(
                 "small tenant beside a busy one, p99 times alone",
