@@ -55,13 +55,15 @@ pub async fn bench(settings: Settings, plan: &Plan, output: &Path) -> anyhow::Re
     let (with_model, free): (Vec<_>, Vec<_>) = plan.parts.iter().partition(|part| part.wants_model());
     let mut rows = Vec::new();
     if !with_model.is_empty() {
-        rows.extend(measure(settings.clone(), &Plan { parts: with_model, ..plan.clone() }, &source).await?);
+        let plan = Plan { parts: with_model, ..plan.clone() };
+        rows.extend(Box::pin(measure(settings.clone(), &plan, &source)).await?);
     }
     if !free.is_empty() {
         let mut settings = settings;
         FREE.clone_into(&mut settings.embedding.model);
         settings.vectors.max_open = FEW_SHARDS;
-        rows.extend(measure(settings, &Plan { parts: free, ..plan.clone() }, &source).await?);
+        let plan = Plan { parts: free, ..plan.clone() };
+        rows.extend(Box::pin(measure(settings, &plan, &source)).await?);
     }
     print!("{}", table(&rows));
     let figures = json!({

@@ -54,7 +54,7 @@ pub async fn retrieval(mut settings: Settings, evaluation: &Evaluation) -> anyho
             }
             reports
         }
-        None => own(settings, evaluation, &sets).await?,
+        None => Box::pin(own(settings, evaluation, &sets)).await?,
     };
     let figures = json!({
         "machine": machine(),

@@ -27,7 +27,7 @@ impl Bench {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let parts = if self.only.is_empty() { Part::ALL.to_vec() } else { self.only };
         let plan = if self.full { Plan::full(parts) } else { Plan::short(parts) };
-        let reached = app::bench::bench(global.settings()?, &plan, &self.output).await?;
+        let reached = Box::pin(app::bench::bench(global.settings()?, &plan, &self.output)).await?;
         anyhow::ensure!(reached, "a target was missed");
         Ok(())
     }

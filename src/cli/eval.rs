@@ -68,7 +68,7 @@ impl Command {
             output: asked.output,
             json: global.json,
         };
-        anyhow::ensure!(retrieval(global.settings()?, &evaluation).await?, "a target was missed");
+        anyhow::ensure!(Box::pin(retrieval(global.settings()?, &evaluation)).await?, "a target was missed");
         Ok(())
     }
 }
