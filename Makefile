@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench fmt lint deny
+.PHONY: help setup run test soak fuzz bench bench-full fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -11,7 +11,7 @@ TARGET ?= tokens
 SECONDS ?= 600
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Obtain PostgreSQL, ONNX Runtime and the embedding model into .local
 	@$(PYTHON) scripts/setup.py
@@ -32,8 +32,11 @@ soak: setup ## Search long for faults: CASES inputs for each property and fuzz t
 fuzz: ## Fuzz TARGET by coverage for SECONDS; wants cargo-fuzz (cargo install cargo-fuzz)
 	$(CARGO) fuzz run --sanitizer none $(TARGET) tests/corpus/$(TARGET) -- -max_total_time=$(SECONDS)
 
-bench: setup ## Measure ingestion and query against their raw parts
+bench: setup ## Measure the server against its raw parts, in less than 20 minutes
 	$(CARGO) run --release --bin bulkhead -- bench
+
+bench-full: setup ## The same, as large as the targets say
+	$(CARGO) run --release --bin bulkhead -- bench --full
 
 fmt: ## Format the sources
 	$(CARGO) fmt

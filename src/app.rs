@@ -1,6 +1,8 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
 pub mod bench;
+pub mod eval;
+mod measured;
 mod settings;
 mod work;
 
@@ -26,6 +28,7 @@ use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::inference::{LanguageModel, Models};
 use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::partitions;
+use crate::jobs::stages::Stages;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
@@ -260,6 +263,7 @@ pub struct Server {
     stop: CancellationToken,
     http: http::Serving,
     background: Vec<JoinHandle<()>>,
+    stages: Arc<Stages>,
     foundation: Foundation,
 }
 
@@ -319,6 +323,7 @@ impl Server {
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
         let partitions = partitions::keep(stores.clone(), work::partition_sweep(&settings), stop.clone());
+        let stages = workers.stages();
         let background = vec![
             tokio::spawn(workers.run(stop.clone())),
             tokio::spawn(projector.run(stop.clone())),
@@ -326,7 +331,7 @@ impl Server {
             tokio::spawn(orphans.run(stop.clone())),
         ];
         tracing::info!(%address, "Bulkhead answers");
-        Ok(Self { address, stop, http, background, foundation })
+        Ok(Self { address, stop, http, background, stages, foundation })
     }
 
     /// Where it listens.

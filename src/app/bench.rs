@@ -1,118 +1,114 @@
-//! `bulkhead bench`: a server of its own in this process, measured, and the figures written down.
+//! `bulkhead bench`: servers of its own in this process, measured, and the figures written down.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context;
+use async_trait::async_trait;
 use secrecy::SecretString;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Server, Settings};
+use super::Settings;
+use super::measured::{Measured, machine, unless_interrupted};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::TenantId;
-use crate::eval::bench::{Plan, Row, Subject, documents_below, run};
+use crate::eval::bench::{BenchError, Deployment, Plan, Subject, documents_below, run};
+use crate::eval::figures::{Row, table};
 use crate::inference::Embedder;
 use crate::pipeline::chunk::{ChunkSettings, Chunker};
-use crate::tenancy::reauthorise;
+use crate::store::TenantReader;
 
 /// Whose manner the measured documents imitate.
 const SOURCE: &str = "demo";
-/// Where the figures go.
-const FIGURES: &str = "target/bench.json";
+/// The model that costs nothing.
+const FREE: &str = "hashing";
+/// Shards that the server without a model holds open, so that there are tenants that were put away.
+const FEW_SHARDS: usize = 64;
 
-/// Measures, prints a table and writes the figures. Whether every target is reached.
-///
-/// # Errors
-/// Says which part could not be had or measured.
-pub async fn bench(mut settings: Settings) -> anyhow::Result<bool> {
-    let folder = std::path::absolute(PathBuf::from("target").join(format!("bench-{}", std::process::id())))?;
-    settings.data_dir = folder.join("data");
-    settings.http.address = ([127, 0, 0, 1], 0).into();
-    // One caller asks as fast as it is answered.
-    settings.limits.tenant.requests_per_minute = 10_000_000;
-    settings.limits.address_requests_per_minute = 10_000_000;
-    let source = documents_below(Path::new(SOURCE))?;
-    let embedding = settings.embedding.clone();
-    let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
-    let server = Server::build(settings.clone()).await?;
-    let measured = measure(&server, &settings, embedder.clone(), &source).await;
-    server.stop().await?;
-    std::fs::remove_dir_all(&folder).context("the measured server's folder cannot be removed")?;
-    let rows = measured?;
-    print(&rows);
-    let figures = json!({
-        "machine": machine(),
-        "versions": {
-            "bulkhead": env!("CARGO_PKG_VERSION"),
-            "model": embedder.info().name,
-            "model_id": embedder.info().id.as_str(),
-        },
-        "date": SystemClock.now().to_rfc3339(),
-        "rows": rows,
-    });
-    std::fs::write(FIGURES, serde_json::to_string_pretty(&figures)? + "\n").context(FIGURES)?;
-    eprintln!("written to {FIGURES}");
-    Ok(rows.iter().all(|row| row.holds))
-}
+#[async_trait]
+impl Deployment for Measured {
+    async fn tenant(&self, name: &str) -> Result<(TenantId, SecretString), BenchError> {
+        let tenant = Self::tenant(self, name).await.map_err(failed)?;
+        Ok((tenant.id, tenant.key))
+    }
 
-async fn measure(
-    server: &Server,
-    settings: &Settings,
-    embedder: Embedder,
-    source: &str,
-) -> anyhow::Result<Vec<Row>> {
-    let (tenant, key) = tenant(&settings.data_dir).await.context("no tenant could be made")?;
-    let foundation = &server.foundation;
-    let permit = reauthorise(&foundation.postgres, tenant, "bench").await?;
-    let permit = permit.context("the tenant is not active")?;
-    let chunker = Chunker::new(
-        &embedder.tokenizer(),
-        ChunkSettings {
-            max_tokens: settings.embedding.max_tokens,
-            overlap_tokens: settings.ingestion.overlap_tokens,
-            title_tokens: settings.ingestion.title_tokens,
-        },
-    )?;
-    let subject = Subject {
-        url: format!("http://{}", server.address()),
-        key,
-        embedder,
-        embedding: settings.embedding.clone(),
-        chunker,
-        reader: foundation.stores.reader(&permit),
-        clock: Arc::clone(&foundation.clock),
-    };
-    Ok(run(&subject, &Plan::default(), source).await?)
-}
+    async fn reader(&self, tenant: TenantId) -> Result<TenantReader, BenchError> {
+        Self::reader(self, tenant).await.map_err(failed)
+    }
 
-/// Makes a tenant and the key of its writer, as an operator does.
-async fn tenant(data_dir: &Path) -> anyhow::Result<(TenantId, SecretString)> {
-    let operator = std::fs::read_to_string(data_dir.join("secrets/operator.key"))?;
-    let http = reqwest::Client::builder().unix_socket(data_dir.join("admin.sock")).build()?;
-    let call = async |path: String, body: Value| -> anyhow::Result<Value> {
-        let request = http.post(format!("http://operators{path}")).bearer_auth(operator.trim()).json(&body);
-        Ok(request.send().await?.error_for_status()?.json().await?)
-    };
-    let made = call("/admin/tenants".to_owned(), json!({"name": "Bench", "reason": "measuring"})).await?;
-    let id = made["tenant_id"].as_str().context("no tenant_id")?.to_owned();
-    let key = json!({"name": "bench", "roles": ["writer"], "reason": "measuring"});
-    let made = call(format!("/admin/tenants/{id}/keys"), key).await?;
-    let key = made["api_key"].as_str().context("no api_key")?;
-    Ok((TenantId(id.parse()?), key.into()))
-}
-
-fn print(rows: &[Row]) {
-    println!("{:<44} {:>9} {:>7} {:>9}  holds", "row", "value", "unit", "target");
-    for row in rows {
-        let holds = if row.holds { "yes" } else { "NO" };
-        println!("{:<44} {:>9.3} {:>7} {:>9.2}  {holds}", row.row, row.value, row.unit, row.target);
+    fn stages(&self) -> Vec<(&'static str, f64)> {
+        Self::stages(self)
     }
 }
 
-/// Processor and number of cores, as far as they can be told.
-fn machine() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
-    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    format!("{}, {cores} cores", name.unwrap_or("unknown processor"))
+#[expect(clippy::needless_pass_by_value, reason = "as map_err wants it")]
+fn failed(error: anyhow::Error) -> BenchError {
+    BenchError::Deployment(format!("{error:#}"))
+}
+
+/// Measures the plan's parts, prints a table and writes the figures to `output`. Whether every target is reached.
+///
+/// # Errors
+/// Says which part could not be had or measured.
+pub async fn bench(settings: Settings, plan: &Plan, output: &Path) -> anyhow::Result<bool> {
+    let source = documents_below(Path::new(SOURCE)).context("the demo's documents, which are imitated")?;
+    let model = settings.embedding.model.clone();
+    let (with_model, free): (Vec<_>, Vec<_>) = plan.parts.iter().partition(|part| part.wants_model());
+    let mut rows = Vec::new();
+    if !with_model.is_empty() {
+        let plan = Plan { parts: with_model, ..plan.clone() };
+        rows.extend(Box::pin(measure(settings.clone(), &plan, &source)).await?);
+    }
+    if !free.is_empty() {
+        let mut settings = settings;
+        FREE.clone_into(&mut settings.embedding.model);
+        settings.vectors.max_open = FEW_SHARDS;
+        let plan = Plan { parts: free, ..plan.clone() };
+        rows.extend(Box::pin(measure(settings, &plan, &source)).await?);
+    }
+    print!("{}", table(&rows));
+    let figures = json!({
+        "machine": machine(),
+        "versions": {"bulkhead": env!("CARGO_PKG_VERSION"), "model": model},
+        "date": SystemClock.now().to_rfc3339(),
+        "rows": rows,
+    });
+    if let Some(folder) = output.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(output, serde_json::to_string_pretty(&figures)? + "\n")
+        .with_context(|| output.display().to_string())?;
+    eprintln!("written to {}", output.display());
+    Ok(rows.iter().all(|row| row.holds))
+}
+
+/// Measures some parts on a server of their own.
+async fn measure(settings: Settings, plan: &Plan, source: &str) -> anyhow::Result<Vec<Row>> {
+    let embedding = settings.embedding.clone();
+    let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
+    let folder = PathBuf::from("target").join(format!("bench-{}", std::process::id()));
+    let measured = Measured::start(settings, &folder).await?;
+    let rows = unless_interrupted(async {
+        let settings = measured.settings();
+        let chunker = Chunker::new(
+            &embedder.tokenizer(),
+            ChunkSettings {
+                max_tokens: settings.embedding.max_tokens,
+                overlap_tokens: settings.ingestion.overlap_tokens,
+                title_tokens: settings.ingestion.title_tokens,
+            },
+        )?;
+        let subject = Subject {
+            url: measured.url(),
+            data_dir: settings.data_dir.clone(),
+            deployment: &measured,
+            embedder,
+            embedding: settings.embedding.clone(),
+            chunker,
+            clock: measured.clock(),
+        };
+        Ok(run(&subject, plan, source).await?)
+    })
+    .await;
+    measured.stop().await?;
+    rows
 }

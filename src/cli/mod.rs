@@ -7,8 +7,10 @@
 //! wrong usage with 2.
 
 mod action;
+mod bench;
 mod config;
 mod desk;
+mod eval;
 mod key;
 mod limits;
 mod manual;
@@ -68,8 +70,11 @@ enum Command {
     Operator(operator::Command),
     /// Embed a tenant's namespaces by another model.
     Reembed(reembed::Command),
-    /// Measure a server of its own against its raw parts; figures go to `target/bench.json`.
-    Bench,
+    /// Measure a server of its own against its raw parts.
+    Bench(bench::Bench),
+    /// Measure how well a server retrieves.
+    #[command(subcommand)]
+    Eval(eval::Command),
     /// Print every setting with its default and meaning, or check those in use.
     Config(config::Command),
     /// Print what a shell needs to complete command lines.
@@ -103,10 +108,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     let answer = match command {
         Command::Serve => return block_on(app::run(global.settings()?)),
-        Command::Bench => {
-            anyhow::ensure!(block_on(app::bench::bench(global.settings()?))?, "a target was missed");
-            return Ok(());
-        }
+        Command::Bench(bench) => return block_on(bench.run(&global)),
+        Command::Eval(command) => return block_on(command.run(&global)),
         Command::Config(command) => return command.run(&global),
         Command::Completions(command) => return command.run(Cli::command()),
         Command::Man(command) => return command.run(Cli::command()),
@@ -156,6 +159,9 @@ mod tests {
             "bulkhead serve",
             "bulkhead completions fish",
             "bulkhead man target/man",
+            "bulkhead bench --full --only walk --only delete",
+            "bulkhead eval retrieval DIR OTHER --limit-queries 5 --vector-cache CACHE --output FILE",
+            "bulkhead --json eval retrieval DIR --url http://127.0.0.1:9621 --key FILE",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -166,6 +172,9 @@ mod tests {
         for line in [
             "bulkhead",
             "bulkhead tenant create --name N",
+            "bulkhead eval retrieval",
+            "bulkhead eval retrieval DIR --url http://127.0.0.1:9621",
+            "bulkhead bench --only nothing",
             "bulkhead tenant delete --tenant t --reason r",
             "bulkhead reembed --tenant t --model hashing",
             "bulkhead reembed --tenant t --all --namespace n --model hashing",

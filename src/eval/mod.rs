@@ -3,5 +3,9 @@
 //! **Invariant:** figures come with their uncertainty, and with the seed that repeats them.
 
 pub mod bench;
+pub mod client;
+pub mod dataset;
+pub mod figures;
 pub mod passages;
 pub mod quality;
+pub mod retrieval;

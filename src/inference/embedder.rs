@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::fair_queue::FairQueue;
 use super::fastembed_model::{ModelFiles, named};
 use super::hashing;
+use super::vector_cache::VectorCache;
 use crate::domain::ids::{ModelId, TenantId};
 
 /// Which model, and how it runs.
@@ -41,6 +42,10 @@ pub struct EmbeddingSettings {
     pub spinning: bool,
     /// Questions and batches that may wait before callers are refused.
     pub queue: usize,
+    /// Folder in which vectors are kept by the hash of their text. Not configured: it is for measurements, which
+    /// embed the same set again and again.
+    #[serde(skip)]
+    pub vector_cache: Option<PathBuf>,
 }
 
 /// Why there is no vector.
@@ -263,6 +268,7 @@ fn load_runtime(library: &Path) -> Result<(), EmbedderError> {
 enum Model {
     Onnx(Box<TextEmbedding>),
     Hashing(usize),
+    Remembering(Box<Model>, VectorCache),
 }
 
 impl Model {
@@ -274,6 +280,7 @@ impl Model {
             Self::Hashing(dimension) => {
                 Ok(texts.iter().map(|text| hashing::embed(text, *dimension)).collect())
             }
+            Self::Remembering(model, cache) => cache.through(texts, |texts| model.embed(texts)),
         }
     }
 }
@@ -300,7 +307,7 @@ impl RawModel {
             Model::Onnx(model) => {
                 model.embed(texts, Some(batch)).map_err(|error| EmbedderError::Model(error.to_string()))
             }
-            hashing @ Model::Hashing(_) => hashing.embed(texts),
+            other => other.embed(texts),
         }
     }
 }
@@ -360,6 +367,11 @@ impl Lane {
         });
         let mut model = made.map_err(|_| EmbedderError::Model("it panicked while loading".to_owned()))??;
         let dimension = model.embed(&["dimension".to_owned()])?.first().map_or(0, Vec::len);
+        if let Some(folder) = &settings.vector_cache {
+            let cache = VectorCache::open(folder, &source.identity(settings), dimension)
+                .map_err(|error| EmbedderError::Model(format!("{}: {error}", folder.display())))?;
+            model = Model::Remembering(Box::new(model), cache);
+        }
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {

@@ -8,6 +8,7 @@ mod fastembed_model;
 mod hashing;
 mod language_model;
 mod models;
+mod vector_cache;
 
 pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel};
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};

@@ -6,4 +6,5 @@ pub mod orphans;
 pub mod partitions;
 mod places;
 pub mod projector;
+pub mod stages;
 pub mod worker;

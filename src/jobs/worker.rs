@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::places::{Place, Places};
 use super::projector::Projector;
+use super::stages::Stages;
 use crate::config::crash_point;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
@@ -78,6 +79,7 @@ pub struct Workers {
     slots: Arc<Semaphore>,
     places: Places,
     audit: Audit,
+    stages: Arc<Stages>,
 }
 
 /// Jobs that were leased together.
@@ -119,8 +121,26 @@ impl Workers {
     ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.workers.max(1)));
         let places = Places::new(settings.parsers(), settings.tenant_parsers);
-        let settings = Arc::new(settings);
-        Self { stores, directory, pipelines, projector, settings, clock, wake, node, slots, places, audit }
+        Self {
+            stores,
+            directory,
+            pipelines,
+            projector,
+            settings: Arc::new(settings),
+            clock,
+            wake,
+            node,
+            slots,
+            places,
+            audit,
+            stages: Arc::default(),
+        }
+    }
+
+    /// Where the time goes.
+    #[must_use]
+    pub fn stages(&self) -> Arc<Stages> {
+        Arc::clone(&self.stages)
     }
 
     /// Works until told to stop, then waits for the batches that run.
@@ -279,6 +299,7 @@ impl Workers {
             Held { workers: self, corpus: &corpus, jobs: tasks.iter().map(|t| (t.job, t.lease)).collect() };
         crash_point("opened");
 
+        let mut watch = self.stages.watch(self.clock.as_ref());
         let mut documents = Vec::with_capacity(tasks.len());
         if turn.place.is_some() {
             // Files may take their time, which is not a worker's.
@@ -302,6 +323,7 @@ impl Workers {
         }
         turn.place = None;
         crash_point("analysed");
+        watch.analysed();
         let replaced: Vec<String> = documents
             .iter()
             .filter(|(task, _)| task.replaces)
@@ -311,6 +333,7 @@ impl Workers {
         self.embed(&held, pipeline, &mut documents, &known).await?;
         let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
         crash_point("embedded");
+        watch.embedded();
 
         let documents: Vec<ProcessedDocument> = documents
             .into_iter()
@@ -327,6 +350,7 @@ impl Workers {
             return Ok(());
         }
         corpus.documents_commit_with(&documents, second.as_ref()).await?;
+        watch.committed(documents.iter().map(|document| document.chunks.len()).sum());
         crash_point("committed");
         self.projector.kick(&corpus);
 

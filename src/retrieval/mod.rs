@@ -18,4 +18,5 @@ pub use engine::{
     Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings, Stage,
 };
 pub use entities::{Entity, Relation};
+pub use search::term_weights;
 pub use view::{GraphView, entity_keys};

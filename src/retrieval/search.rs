@@ -25,6 +25,14 @@ pub(super) struct Ranking {
     pub(super) trimmed: Trimmed,
 }
 
+/// What is known of a question before its vector.
+struct Ahead {
+    corpus: Corpus,
+    terms: Option<Terms>,
+    /// What the index found by words, and how many foreign hits; absent when there was nothing to look for.
+    found: Option<(Option<Found>, usize)>,
+}
+
 impl Engine {
     /// Ranks the chunks of a namespace; `None` when there is no such namespace.
     pub(super) async fn rank(
@@ -33,18 +41,17 @@ impl Engine {
         namespace: &NamespaceName,
         question: &Question,
     ) -> Result<Option<Ranking>, RetrievalError> {
-        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
         let tenant = reader.scope().tenant();
         let text = || vec![question.text.clone()];
-        // The counts of the question's terms are read while the model is busy with it, where there is no choice
-        // of models.
-        let (opened, early) = tokio::join!(reader.corpus_get_with_terms(namespace, &terms), async {
+        // While the model is busy with the question, it is looked for by its words; unless there is a choice of
+        // models, which the namespace makes.
+        let (ahead, early) = tokio::join!(self.by_words(reader, namespace, question), async {
             match self.models.only() {
                 Some(embedder) => Some(embedder.embed_question(tenant, text()).await),
                 None => None,
             }
         });
-        let Some((corpus, frequencies)) = opened? else { return Ok(None) };
+        let Some(Ahead { corpus, terms, found }) = ahead? else { return Ok(None) };
         let model = corpus.partition().model();
         let embedding = match (self.models.get(model), early) {
             (Some(_), Some(early)) => early?,
@@ -58,10 +65,10 @@ impl Engine {
         let embedding = embedding.into_iter().next().unwrap_or_default();
         let query = VectorQuery {
             embedding: Some(embedding.clone()).filter(|embedding| !embedding.is_empty()),
-            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
+            terms,
             limit: self.settings.candidates,
         };
-        let (found, fallback, foreign) = self.search(&corpus, &query).await?;
+        let (found, fallback, foreign) = self.search(&corpus, &query, found).await?;
         let versions = found.dense.iter().chain(&found.lexical).map(|hit| (hit.chunk, hit.version)).collect();
         let fused = fuse(&pairs(&found.dense), &pairs(&found.lexical), &self.settings.fusion);
         Ok(Some(Ranking {
@@ -74,14 +81,33 @@ impl Engine {
         }))
     }
 
-    /// Searches the index, and the database for what the index does not have.
-    async fn search(
+    /// The corpus, and what its index finds by the question's words.
+    async fn by_words(
+        &self,
+        reader: &TenantReader,
+        namespace: &NamespaceName,
+        question: &Question,
+    ) -> Result<Option<Ahead>, RetrievalError> {
+        let terms = if question.lexical { self.lexicon.query_terms(&question.text) } else { Vec::new() };
+        let opened = reader.corpus_get_with_terms(namespace, &terms).await?;
+        let Some((corpus, frequencies)) = opened else { return Ok(None) };
+        let terms = question.lexical.then(|| term_weights(&corpus, &frequencies));
+        let query = VectorQuery { embedding: None, terms, limit: self.settings.candidates };
+        let found = match &query.terms {
+            Some(terms) if !terms.indices.is_empty() => Some(self.search_index(&corpus, &query).await?),
+            _ => None,
+        };
+        Ok(Some(Ahead { corpus, terms: query.terms, found }))
+    }
+
+    /// Searches the index; nothing, when it cannot be searched. Also tells how many hits were foreign.
+    async fn search_index(
         &self,
         corpus: &Corpus,
         query: &VectorQuery,
-    ) -> Result<(Found, Option<&'static str>, usize), RetrievalError> {
+    ) -> Result<(Option<Found>, usize), RetrievalError> {
         if corpus.chunks() == 0 {
-            return Ok((Found::default(), None, 0));
+            return Ok((Some(Found { applied: corpus.seq(), ..Found::default() }), 0));
         }
         let mut found = match corpus.vector_search(query).await {
             Ok(found) => found,
@@ -96,6 +122,28 @@ impl Engine {
         if let Some(found) = &mut found {
             foreign = own_hits(corpus.partition(), found, self.settings.on_foreign_row)?;
         }
+        Ok((found, foreign))
+    }
+
+    /// Searches the index by the vector, joins what was found by words, and searches the database for what the
+    /// index does not have.
+    async fn search(
+        &self,
+        corpus: &Corpus,
+        query: &VectorQuery,
+        by_words: Option<(Option<Found>, usize)>,
+    ) -> Result<(Found, Option<&'static str>, usize), RetrievalError> {
+        if corpus.chunks() == 0 {
+            return Ok((Found::default(), None, 0));
+        }
+        let by_vector = match query.embedding {
+            Some(_) => {
+                let nearest = VectorQuery { terms: None, ..query.clone() };
+                Some(self.search_index(corpus, &nearest).await?)
+            }
+            None => None,
+        };
+        let (found, foreign) = joined(by_vector, by_words);
         match found {
             // What is foreign displaced what is ours: the whole corpus is searched again, exactly.
             Some(found) if foreign == 0 && found.applied >= corpus.seq() => Ok((found, None, 0)),
@@ -126,7 +174,7 @@ impl Engine {
         };
         let query = VectorQuery {
             embedding: Some(ranking.embedding.clone()).filter(|embedding| !embedding.is_empty()),
-            terms: question.lexical.then(|| weights(&corpus, &frequencies)),
+            terms: question.lexical.then(|| term_weights(&corpus, &frequencies)),
             limit: self.settings.candidates,
         };
         let found = corpus.chunk_search(&query).await?;
@@ -142,8 +190,29 @@ impl Engine {
 
 const FALLBACK: &str = "pgvector";
 
+/// What the index found by the vector and by words, either of which may not have been looked for.
+fn joined(
+    by_vector: Option<(Option<Found>, usize)>,
+    by_words: Option<(Option<Found>, usize)>,
+) -> (Option<Found>, usize) {
+    match (by_vector, by_words) {
+        (Some((by_vector, foreign)), Some((by_words, more))) => {
+            let both = by_vector.zip(by_words).map(|(by_vector, by_words)| Found {
+                dense: by_vector.dense,
+                lexical: by_words.lexical,
+                // What came between the two searches counts as lacking.
+                applied: by_vector.applied.min(by_words.applied),
+            });
+            (both, foreign + more)
+        }
+        (Some(found), None) | (None, Some(found)) => found,
+        (None, None) => (None, 0),
+    }
+}
+
 /// The question's terms, each weighed by how rare it is in this corpus.
-fn weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
+#[must_use]
+pub fn term_weights(corpus: &Corpus, frequencies: &TermFrequencies) -> Terms {
     let mut terms: Vec<(u32, u32)> = frequencies.chunks.clone();
     terms.sort_unstable();
     Terms {

@@ -325,3 +325,45 @@ fn shells_and_manuals_know_every_command() {
     let nowhere = shell.complaint(&["man", "/proc/nowhere"]);
     assert!(nowhere.contains("/proc/nowhere"), "{nowhere}");
 }
+
+#[test]
+fn retrieval_is_evaluated_on_a_set_of_questions_and_nothing_is_left_behind() {
+    let shell = Shell::new();
+    let set = shell.place.base.path().join("harbour");
+    fs::create_dir(&set).expect("a folder");
+    let topics =
+        ["lighthouse keeper", "granite quarry", "tidal mill", "herring fleet", "rope walk", "salt pans"];
+    let lines = |line: &dyn Fn(usize, &str) -> String| -> String {
+        topics.iter().enumerate().map(|(at, topic)| line(at, topic) + "\n").collect()
+    };
+    let corpus = lines(&|at, topic| {
+        format!(r#"{{"_id": {at}, "title": "The {topic}", "text": "Here the {topic} is described."}}"#)
+    });
+    let queries =
+        lines(&|at, topic| format!(r#"{{"_id": "q{at}", "text": "What is said of the {topic}?"}}"#));
+    let answers = lines(&|at, _| format!("q{at}\t{at}\t1"));
+    for (file, text) in [("corpus.jsonl", corpus), ("queries.jsonl", queries), ("qrels.tsv", answers)] {
+        fs::write(set.join(file), text).expect("written");
+    }
+    let (set, cache, output) =
+        (set.display().to_string(), shell.place.base.path().join("cache"), "figures.json");
+    let output = shell.place.base.path().join(output).display().to_string();
+    let cache = cache.display().to_string();
+    for join in ["1", "3"] {
+        let asked = ["eval", "retrieval", &set, "--limit-queries", "4", "--join", join];
+        let figures = shell.json(&[&asked[..], &["--vector-cache", &cache, "--output", &output]].concat());
+        let found = &figures["sets"][0];
+        let methods = found["methods"].as_array().expect("methods");
+        let names: Vec<_> = methods.iter().filter_map(|method| method["method"].as_str()).collect();
+        assert_eq!(names, ["dense", "bm25", "naive", "local", "global", "hybrid", "mix"]);
+        for method in methods {
+            assert_eq!(method["quality"]["questions"], 4, "{method}");
+            assert_eq!(method["quality"]["recall_at_10"]["mean"], 1.0, "{method}");
+        }
+        assert_eq!(found["rows"][0]["value"], 1.0, "the index finds what exact search finds: {found}");
+        assert_eq!(figures["vectors_cached"], true);
+        let written: Value = serde_json::from_slice(&fs::read(&output).expect("written")).expect("JSON");
+        assert_eq!(written, figures);
+    }
+    assert!(!shell.place.paths.data_dir.exists(), "the server was one of its own");
+}

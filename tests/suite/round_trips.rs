@@ -124,3 +124,25 @@ async fn a_read_waits_for_at_most_four_round_trips() {
     harness.close().await;
     drop(proxy.folder);
 }
+
+#[tokio::test]
+async fn writing_a_hundred_chunks_takes_as_many_statements_as_writing_one() {
+    let mut proxy = None;
+    let harness = Harness::with(&pools(1), |addresses| proxy = Some(Proxy::before(addresses))).await;
+    let proxy = proxy.expect("placed");
+    let permit = harness.tenant().await;
+    let corpus = harness.corpus(&permit).await;
+    // Prepares every statement.
+    harness.put(&corpus, "first", vec![chunk(0, "pier")]).await;
+    let mut trips = Vec::new();
+    for (document, chunks) in [("one", 1), ("hundred", 100)] {
+        proxy.take().await;
+        harness
+            .put(&corpus, document, (0..chunks).map(|at| chunk(at, &format!("buoy {at}"))).collect())
+            .await;
+        trips.push(proxy.take().await);
+    }
+    assert_eq!(trips[0].len(), trips[1].len(), "{trips:?}");
+    harness.close().await;
+    drop(proxy.folder);
+}

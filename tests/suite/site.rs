@@ -115,6 +115,7 @@ impl Site {
             threads: 1,
             spinning: false,
             queue: 8,
+            vector_cache: None,
         };
         let log = Arc::new(bulkhead::store::postgres::audit::PostgresAudit::new(
             harness.postgres.clone(),

@@ -243,6 +243,7 @@ impl World {
             threads: 1,
             spinning: false,
             queue: 8,
+            vector_cache: None,
         };
         let embedder = Embedder::load(&embedding).expect("the model's tokenizer; `make setup` brings it");
         let app = App {

@@ -1,0 +1,123 @@
+//! `bulkhead eval`: quality of retrieval on a set of questions with known answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use serde_json::json;
+
+use super::Settings;
+use super::measured::{Measured, machine, peak_memory_mib, unless_interrupted};
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::lexical::Lexicon;
+use crate::eval::client::Client;
+use crate::eval::dataset::DataSet;
+use crate::eval::figures::table;
+use crate::eval::retrieval::{self, Inside, Options, Report};
+use crate::inference::Embedder;
+
+/// What is evaluated, and on what.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// Folders of sets.
+    pub folders: Vec<PathBuf>,
+    /// Bounds and form.
+    pub options: Options,
+    /// A server that runs, and a writer's key; absent: one of its own.
+    pub server: Option<(String, SecretString)>,
+    /// The namespace in it.
+    pub namespace: String,
+    /// Where vectors are kept by the hash of their text.
+    pub vector_cache: Option<PathBuf>,
+    /// Where the figures go as JSON.
+    pub output: Option<PathBuf>,
+    /// Print JSON instead of tables.
+    pub json: bool,
+}
+
+/// Measures each set, prints tables, and writes the figures if asked to. Whether every target is reached.
+///
+/// # Errors
+/// Says what could not be read, had or measured.
+pub async fn retrieval(mut settings: Settings, evaluation: &Evaluation) -> anyhow::Result<bool> {
+    let sets: Vec<DataSet> =
+        evaluation.folders.iter().map(|folder| DataSet::read(folder)).collect::<Result<_, _>>()?;
+    settings.embedding.vector_cache.clone_from(&evaluation.vector_cache);
+    let reports = match &evaluation.server {
+        Some((url, key)) => {
+            let mut reports = Vec::new();
+            for set in &sets {
+                let client = Client::new(url, key.clone(), &evaluation.namespace);
+                let report = retrieval::run(&client, None, set, &evaluation.options, &SystemClock).await?;
+                print(&report, evaluation);
+                reports.push(report);
+            }
+            reports
+        }
+        None => Box::pin(own(settings, evaluation, &sets)).await?,
+    };
+    let figures = json!({
+        "machine": machine(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "date": SystemClock.now().to_rfc3339(),
+        "vectors_cached": evaluation.vector_cache.is_some(),
+        "joined": evaluation.options.join,
+        "peak_memory_mib": peak_memory_mib(),
+        "sets": reports,
+    });
+    let figures = serde_json::to_string_pretty(&figures)? + "\n";
+    if let Some(file) = &evaluation.output {
+        std::fs::write(file, &figures)?;
+    }
+    if evaluation.json {
+        print!("{figures}");
+    }
+    Ok(reports.iter().flat_map(|report| &report.rows).all(|row| row.holds))
+}
+
+/// Measures on a server of its own, each set as a tenant of its own.
+async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> anyhow::Result<Vec<Report>> {
+    let folder = std::env::temp_dir().join(format!("bulkhead-eval-{}", std::process::id()));
+    let embedding = settings.embedding.clone();
+    let lexicon = Arc::new(Lexicon::new(settings.lexical));
+    let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
+    let measured = Measured::start(settings, &folder).await?;
+    let run = async {
+        let mut reports = Vec::new();
+        for set in sets {
+            let tenant = measured.tenant(&set.name).await?;
+            let client = Client::new(&measured.url(), tenant.key, &evaluation.namespace);
+            let reader = measured.reader(tenant.id).await?;
+            let inside = Inside { reader, lexicon: Arc::clone(&lexicon), embedder: embedder.clone() };
+            let clock = measured.clock();
+            let report =
+                retrieval::run(&client, Some(&inside), set, &evaluation.options, clock.as_ref()).await?;
+            print(&report, evaluation);
+            reports.push(report);
+        }
+        Ok(reports)
+    };
+    let reports = unless_interrupted(run).await;
+    measured.stop().await?;
+    reports
+}
+
+fn print(report: &Report, evaluation: &Evaluation) {
+    if evaluation.json {
+        return;
+    }
+    print!("{}", report.table());
+    match report.ingestion_seconds {
+        Some(seconds) => println!("ingested in {seconds:.1} s"),
+        None => println!("the documents were there already"),
+    }
+    if let Some(folder) = &evaluation.vector_cache {
+        println!("vectors may come from {}: times are no measure of the model", folder.display());
+    }
+    if evaluation.server.is_none()
+        && let Some(memory) = peak_memory_mib()
+    {
+        println!("most memory of server and measurement, without the database: {memory} MiB");
+    }
+    println!("{}", table(&report.rows));
+}

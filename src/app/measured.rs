@@ -1,0 +1,152 @@
+//! A server of its own in this process, in a data folder that goes with it: what measurements are made on.
+//!
+//! **Invariant:** what is measured is a server as it is built to serve; only limits on one caller are lifted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{Server, Settings};
+use crate::domain::clock::Clock;
+use crate::domain::ids::TenantId;
+use crate::store::TenantReader;
+use crate::tenancy::reauthorise;
+
+/// Requests of one tenant in a second, and at once, while it is measured.
+const UNLIMITED: u32 = 1_000_000;
+
+/// The server, with what measures it.
+pub(super) struct Measured {
+    server: Server,
+    settings: Settings,
+    folders: Vec<PathBuf>,
+    operators: Operators,
+}
+
+/// A tenant of a measured server.
+pub(super) struct Tenant {
+    /// Its identity.
+    pub(super) id: TenantId,
+    /// The key of its writer.
+    pub(super) key: SecretString,
+}
+
+/// The operators' socket.
+struct Operators {
+    http: reqwest::Client,
+    key: String,
+}
+
+impl Measured {
+    /// Builds a server whose data is in `folder`, which must not be there yet.
+    pub(super) async fn start(mut settings: Settings, folder: &Path) -> anyhow::Result<Self> {
+        let folder = std::path::absolute(folder)?;
+        anyhow::ensure!(!folder.exists(), "{} is there already", folder.display());
+        settings.data_dir = folder.join("data");
+        // Where a root parent puts what the database's user could not reach; goes with the folder.
+        let relocation = std::env::temp_dir().join(format!("bulkhead-measured-{}", std::process::id()));
+        settings.database.server.relocation.clone_from(&relocation);
+        settings.http.address = ([127, 0, 0, 1], 0).into();
+        settings.limits.tenant.requests_per_minute = UNLIMITED;
+        settings.limits.address_requests_per_minute = UNLIMITED;
+        let server = Server::build(settings.clone()).await?;
+        let key = std::fs::read_to_string(settings.data_dir.join("secrets/operator.key"))?;
+        let http = reqwest::Client::builder().unix_socket(settings.data_dir.join("admin.sock")).build()?;
+        Ok(Self {
+            server,
+            settings,
+            folders: vec![folder, relocation],
+            operators: Operators { http, key: key.trim().to_owned() },
+        })
+    }
+
+    /// Where it answers.
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.server.address())
+    }
+
+    /// Its settings.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where it has the time from.
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.server.foundation.clock)
+    }
+
+    /// Makes a tenant and the key of its writer, as an operator does.
+    pub(super) async fn tenant(&self, name: &str) -> anyhow::Result<Tenant> {
+        let made =
+            self.operators.call("/admin/tenants", &json!({"name": name, "reason": "measuring"})).await?;
+        let id = made["tenant_id"].as_str().context("no tenant_id")?.to_owned();
+        let key = json!({"name": "measuring", "roles": ["writer"], "reason": "measuring"});
+        let made = self.operators.call(&format!("/admin/tenants/{id}/keys"), &key).await?;
+        let key = made["api_key"].as_str().context("no api_key")?;
+        Ok(Tenant { id: TenantId(id.parse()?), key: key.into() })
+    }
+
+    /// A tenant's data, past the API.
+    pub(super) async fn reader(&self, tenant: TenantId) -> anyhow::Result<TenantReader> {
+        let foundation = &self.server.foundation;
+        let permit = reauthorise(&foundation.postgres, tenant, "measuring").await?;
+        Ok(foundation.stores.reader(&permit.context("the tenant is not active")?))
+    }
+
+    /// Seconds that ingestion has spent in each stage, over all workers.
+    pub(super) fn stages(&self) -> Vec<(&'static str, f64)> {
+        let times = self.server.stages.read();
+        let seconds = |microseconds: u64| Duration::from_micros(microseconds).as_secs_f64();
+        vec![
+            ("reading, cutting, entities, terms", seconds(times.analysis_us)),
+            ("embedding", seconds(times.embedding_us)),
+            ("writing", seconds(times.commit_us)),
+        ]
+    }
+
+    /// Stops the server and removes its folder.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        self.server.stop().await?;
+        for folder in self.folders.iter().filter(|folder| folder.exists()) {
+            std::fs::remove_dir_all(folder)
+                .with_context(|| format!("{} cannot be removed", folder.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Operators {
+    async fn call(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = self.http.post(format!("http://operators{path}")).bearer_auth(&self.key).json(body);
+        Ok(request.send().await?.error_for_status()?.json().await?)
+    }
+}
+
+/// Runs to its end, unless somebody interrupts.
+pub(super) async fn unless_interrupted<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    }
+}
+
+/// Processor and number of cores, as far as they can be told.
+pub(super) fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    format!("{}, {cores} cores", name.unwrap_or("unknown processor"))
+}
+
+/// The most memory that this process has held, MiB; absent where it cannot be told.
+pub(super) fn peak_memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+}

@@ -1,0 +1,248 @@
+//! Several clients at once, a deletion, and a small tenant beside a busy one.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::machine::processor_seconds;
+use super::{Bench, BenchError, PASSAGE, question};
+use crate::eval::client::Client;
+use crate::eval::figures::{Row, Target, between, median, percentile, progress};
+
+/// Clients beside each other with the model.
+const CLIENTS: usize = 16;
+/// Least share of what embedding alone bears that questions of as many clients reach.
+const THROUGHPUT: f64 = 0.8;
+/// Most times that the slowest of a hundred takes as long as the middle one.
+const SPREAD: f64 = 2.5;
+/// Clients beside each other without the cost of a model.
+const FREE_CLIENTS: usize = 8;
+/// Passages that they ask about.
+const FREE_PASSAGES: usize = 500;
+/// Least questions with the walk in a second.
+const FREE_RATE: f64 = 400.0;
+/// Documents of which some are deleted.
+const DELETED_FROM: usize = 500;
+/// How many are.
+const DELETED: usize = 20;
+/// Most milliseconds of a deletion beyond writing something durably.
+const DELETION: f64 = 15.0;
+/// Most times that a small tenant's questions take as long beside a busy one, at the median and of the slowest.
+const NEIGHBOUR: (f64, f64) = (1.3, 2.0);
+/// Clients of the busy tenant.
+const BUSY_CLIENTS: usize = 4;
+/// Words of its documents.
+const BUSY_WORDS: usize = 1200;
+
+/// What several clients had done to them.
+struct Load {
+    /// Milliseconds of each.
+    times: Vec<f64>,
+    /// In a second.
+    rate: f64,
+}
+
+impl Bench<'_> {
+    pub(super) async fn clients(&mut self) -> Result<Vec<Row>, BenchError> {
+        let place = self.shared().await?;
+        let count = self.plan.questions * 4;
+        let texts = self.questions(count);
+        let asked = self.asked_by(CLIENTS, &place.client, texts, "naive").await?;
+        let texts = self.questions(count);
+        let tenant = place.reader.scope().tenant();
+        let embedder = self.subject.embedder.clone();
+        let bare = self
+            .load(CLIENTS, texts, move |text| {
+                let embedder = embedder.clone();
+                async move { Ok(embedder.embed_question(tenant, vec![text]).await.map(drop)?) }
+            })
+            .await?;
+        let (middle, slow) = (median(&asked.times), percentile(&asked.times, 99));
+        Ok(vec![
+            Row::new(
+                "16 clients, questions in a second, share of embedding alone",
+                asked.rate / bare.rate,
+                "share",
+                Target::Least(THROUGHPUT),
+                vec![asked.rate, bare.rate],
+            ),
+            Row::new(
+                "16 clients, p99 times the median",
+                slow / middle,
+                "times",
+                Target::Most(SPREAD),
+                vec![slow, middle],
+            ),
+        ])
+    }
+
+    pub(super) async fn free_clients(&mut self) -> Result<Vec<Row>, BenchError> {
+        let mut place = self.place("free clients").await?;
+        let texts = self.texts(FREE_PASSAGES, PASSAGE);
+        place.ingest(self.subject.clock.as_ref(), &texts).await?;
+        let texts = self.questions(self.plan.questions * 10);
+        let used = processor_seconds()?;
+        let begun = self.now();
+        let asked = self.asked_by(FREE_CLIENTS, &place.client, texts, "mix").await?;
+        let busy = (processor_seconds()? - used) / self.now().duration_since(begun).as_secs_f64();
+        Ok(vec![Row::new(
+            "mix, 8 clients, free embedder (and processors in use by server and clients)",
+            asked.rate,
+            "1/s",
+            Target::Least(FREE_RATE),
+            vec![asked.rate, busy, median(&asked.times), percentile(&asked.times, 99)],
+        )])
+    }
+
+    pub(super) async fn delete(&mut self) -> Result<Vec<Row>, BenchError> {
+        let place = self.place("deletion").await?;
+        let texts = self.texts(DELETED_FROM, PASSAGE);
+        for (at, text) in texts.iter().enumerate() {
+            place.client.put(&format!("d{at}"), None, text).await?;
+        }
+        place.client.processed(DELETED_FROM, |_| ()).await?;
+        let (mut deletions, mut commits) = (Vec::new(), Vec::new());
+        for (at, text) in texts.iter().enumerate().take(DELETED) {
+            let id = format!("d{at}");
+            let begun = self.now();
+            place.client.delete(&id).await?;
+            deletions.push(between(begun, self.now()));
+            // Asked in its own words, it would be the first.
+            let answer = place.client.post("/query/data", &question(text, "mix")).await?;
+            let chunks = answer["data"]["chunks"].as_array().cloned().unwrap_or_default();
+            if chunks.iter().any(|chunk| chunk["document_id"] == id) {
+                return Err(BenchError::Deployment("what was deleted still answers".to_owned()));
+            }
+            commits.push(self.bare_commit()?);
+        }
+        let (deletion, commit) = (median(&deletions), median(&commits));
+        Ok(vec![Row::new(
+            "delete one of 500, until gone, beyond a bare durable write",
+            deletion - commit,
+            "ms",
+            Target::Most(DELETION),
+            vec![deletion, commit],
+        )])
+    }
+
+    /// Milliseconds in which a page is written durably to the disk of the data.
+    fn bare_commit(&self) -> Result<f64, BenchError> {
+        let path = self.subject.data_dir.join("bare-commit");
+        let begun = self.now();
+        let mut file = std::fs::File::create(&path)?;
+        file.write_all(&[7; 8192])?;
+        file.sync_data()?;
+        let time = between(begun, self.now());
+        std::fs::remove_file(path)?;
+        Ok(time)
+    }
+
+    pub(super) async fn neighbour(&mut self) -> Result<Vec<Row>, BenchError> {
+        let place = self.shared().await?;
+        let texts = self.questions(self.plan.questions);
+        let alone = self.asked_by(1, &place.client, texts, "naive").await?;
+        let busy = self.place("busy").await?;
+        let documents = self.texts(self.plan.documents * 10, BUSY_WORDS);
+        let questions = Arc::new(self.questions(self.plan.questions));
+        // Something to be asked about.
+        busy.send(&documents[..1]).await?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let mut noise = Vec::new();
+        for _ in 0..BUSY_CLIENTS {
+            let (client, questions) = (busy.client.clone(), Arc::clone(&questions));
+            let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
+            noise.push(tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let at = asked.fetch_add(1, Ordering::Relaxed);
+                    // What the busy tenant is refused is no matter here.
+                    let _ =
+                        client.post("/query/data", &question(&questions[at % questions.len()], "mix")).await;
+                }
+            }));
+        }
+        let texts = self.questions(self.plan.questions);
+        // Accepted within a second or two; worked off for a minute.
+        let (beside, sent) =
+            tokio::join!(self.asked_by(1, &place.client, texts, "naive"), busy.send(&documents));
+        stop.store(true, Ordering::Relaxed);
+        futures::future::join_all(noise).await;
+        sent?;
+        let beside = beside?;
+        let (middle, usual) = (median(&beside.times), median(&alone.times));
+        let (slow, least) = (percentile(&beside.times, 99), percentile(&alone.times, 99));
+        #[expect(clippy::cast_precision_loss, reason = "a count for people")]
+        let questions = asked.load(Ordering::Relaxed) as f64;
+        Ok(vec![
+            Row::new(
+                "small tenant beside a busy one, median times alone",
+                middle / usual,
+                "times",
+                Target::Most(NEIGHBOUR.0),
+                vec![middle, usual, questions],
+            ),
+            Row::new(
+                "small tenant beside a busy one, p99 times alone",
+                slow / least,
+                "times",
+                Target::Most(NEIGHBOUR.1),
+                vec![slow, least],
+            ),
+        ])
+    }
+
+    async fn asked_by(
+        &self,
+        clients: usize,
+        client: &Client,
+        texts: Vec<String>,
+        mode: &'static str,
+    ) -> Result<Load, BenchError> {
+        let client = client.clone();
+        let ask = move |text: String| {
+            let client = client.clone();
+            async move { Ok(client.post("/query/data", &question(&text, mode)).await.map(drop)?) }
+        };
+        self.load(clients, texts, ask).await
+    }
+
+    /// Has so many tasks work off the texts, each one after the other.
+    #[expect(clippy::cast_precision_loss, reason = "counts of questions")]
+    async fn load<W>(
+        &self,
+        clients: usize,
+        texts: Vec<String>,
+        work: impl Fn(String) -> W + Clone + Send + 'static,
+    ) -> Result<Load, BenchError>
+    where
+        W: Future<Output = Result<(), BenchError>> + Send,
+    {
+        let bar = progress(&format!("{clients} clients"), texts.len());
+        let count = texts.len();
+        let waiting = Arc::new(parking_lot::Mutex::new(texts));
+        let begun = self.now();
+        let tasks: Vec<_> = (0..clients)
+            .map(|_| {
+                let (waiting, work, bar) = (Arc::clone(&waiting), work.clone(), bar.clone());
+                let clock = Arc::clone(&self.subject.clock);
+                tokio::spawn(async move {
+                    let mut times = Vec::new();
+                    loop {
+                        let Some(text) = waiting.lock().pop() else { return Ok::<_, BenchError>(times) };
+                        let begun = clock.instant();
+                        work(text).await?;
+                        times.push(between(begun, clock.instant()));
+                        bar.inc(1);
+                    }
+                })
+            })
+            .collect();
+        let mut times = Vec::with_capacity(count);
+        for task in tasks {
+            times.extend(task.await.map_err(|_| BenchError::Ended)??);
+        }
+        bar.finish_and_clear();
+        let rate = count as f64 / self.now().duration_since(begun).as_secs_f64();
+        Ok(Load { times, rate })
+    }
+}

@@ -1,0 +1,125 @@
+//! What a tenant costs: empty, with a few documents, and when it is asked again after a long time.
+
+use std::path::Path;
+
+use super::machine::{Footprint, footprint};
+use super::{Bench, BenchError, PASSAGE, Place, question};
+use crate::eval::figures::{Row, Target, between, median, percentile, progress};
+
+/// Most of an empty tenant: milliseconds to make, KB of memory and disk, descriptors.
+const EMPTY: (f64, f64, f64, f64) = (10.0, 20.0, 20.0, 0.0);
+/// Most of a tenant of ten documents: KB of disk and memory, descriptors.
+const SMALL: (f64, f64, f64) = (1024.0, 20.0, 0.0);
+/// Its documents.
+const DOCUMENTS: usize = 10;
+/// Most milliseconds of its first question after it was put away.
+const COLD: f64 = 50.0;
+/// Tenants that are asked after they were put away.
+const ASKED: usize = 20;
+const KB: f64 = 1024.0;
+/// A descriptor of the database's pool comes and goes, whatever tenants there are.
+const NEGLIGIBLE: f64 = 0.05;
+
+impl Bench<'_> {
+    #[expect(clippy::cast_precision_loss, reason = "counts of tenants")]
+    pub(super) async fn tenants(&mut self) -> Result<Vec<Row>, BenchError> {
+        // The first of each kind makes what all share.
+        let mut first = self.place("first").await?;
+        first.ingest(self.subject.clock.as_ref(), &self.passages_of_one()).await?;
+
+        let before = self.footprint().await?;
+        let count = self.plan.empty_tenants;
+        let bar = progress("empty tenants", count);
+        let mut times = Vec::new();
+        for at in 0..count {
+            let begun = self.now();
+            self.subject.deployment.tenant(&format!("empty {at}")).await?;
+            times.push(between(begun, self.now()));
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        let made = vec![median(&times), percentile(&times, 99)];
+        let mut rows = vec![Row::new(
+            "an empty tenant with its key, to make",
+            made[0],
+            "ms",
+            Target::Most(EMPTY.0),
+            made,
+        )];
+        let each = Each::new(&before, &self.footprint().await?, count as f64);
+        rows.extend(each.rows("an empty tenant", (EMPTY.1, EMPTY.2, EMPTY.3)));
+
+        let before = self.footprint().await?;
+        let count = self.plan.small_tenants;
+        let bar = progress("tenants of ten documents", count);
+        let mut places = Vec::with_capacity(count);
+        for at in 0..count {
+            let mut place = self.place(&format!("small {at}")).await?;
+            place.send(&self.passages_of_one()).await?;
+            place.sent = DOCUMENTS;
+            places.push(place);
+            bar.inc(1);
+        }
+        for place in &places {
+            place.client.processed(place.sent, |_| ()).await?;
+        }
+        bar.finish_and_clear();
+        let each = Each::new(&before, &self.footprint().await?, count as f64);
+        rows.extend(each.rows("a tenant of ten documents", (SMALL.1, SMALL.0, SMALL.2)));
+        rows.push(self.cold(&places).await?);
+        Ok(rows)
+    }
+
+    fn passages_of_one(&mut self) -> Vec<String> {
+        self.texts(DOCUMENTS, PASSAGE)
+    }
+
+    /// Once everything that was written is projected and flushed, and what is idle is put away.
+    async fn footprint(&self) -> Result<Footprint, BenchError> {
+        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+        let folders: [&Path; 1] = [&self.subject.data_dir];
+        Ok(footprint(&folders)?)
+    }
+
+    /// The first questions of tenants whose shards were closed for others.
+    async fn cold(&mut self, places: &[Place]) -> Result<Row, BenchError> {
+        let mut times = Vec::new();
+        for place in places.iter().take(ASKED) {
+            let text = self.questions(1).remove(0);
+            let begun = self.now();
+            place.client.post("/query/data", &question(&text, "mix")).await?;
+            times.push(between(begun, self.now()));
+        }
+        let (middle, slow) = (median(&times), percentile(&times, 99));
+        let what = "first question of a cold tenant";
+        Ok(Row::new(what, middle, "ms", Target::Most(COLD), vec![middle, slow]))
+    }
+}
+
+/// What one tenant takes.
+struct Each {
+    memory: f64,
+    disk: f64,
+    descriptors: f64,
+}
+
+impl Each {
+    fn new(before: &Footprint, after: &Footprint, count: f64) -> Self {
+        Self {
+            memory: (after.memory - before.memory) / KB / count,
+            disk: (after.disk - before.disk) / KB / count,
+            descriptors: (after.descriptors - before.descriptors) / count,
+        }
+    }
+
+    fn rows(&self, what: &str, (memory, disk, descriptors): (f64, f64, f64)) -> [Row; 3] {
+        let row = |kind: &str, value, unit, most| {
+            Row::new(&format!("{what}, {kind}"), value, unit, Target::Most(most), vec![value])
+        };
+        [
+            row("memory", self.memory, "KB", memory),
+            row("disk", self.disk, "KB", disk),
+            row("descriptors", self.descriptors, "each", descriptors + NEGLIGIBLE),
+        ]
+    }
+}
