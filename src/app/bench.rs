@@ -86,7 +86,7 @@ async fn measure(settings: Settings, plan: &Plan, source: &str) -> anyhow::Resul
     let embedding = settings.embedding.clone();
     let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
     let folder = PathBuf::from("target").join(format!("bench-{}", std::process::id()));
-    let measured = Measured::start(settings, &folder).await?;
+    let measured = Box::pin(Measured::start(settings, &folder)).await?;
     let rows = unless_interrupted(async {
         let settings = measured.settings();
         let chunker = Chunker::new(
@@ -109,6 +109,6 @@ async fn measure(settings: Settings, plan: &Plan, source: &str) -> anyhow::Resul
         Ok(run(&subject, plan, source).await?)
     })
     .await;
-    measured.stop().await?;
+    Box::pin(measured.stop()).await?;
     rows
 }

@@ -81,7 +81,7 @@ async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> a
     let embedding = settings.embedding.clone();
     let lexicon = Arc::new(Lexicon::new(settings.lexical));
     let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
-    let measured = Measured::start(settings, &folder).await?;
+    let measured = Box::pin(Measured::start(settings, &folder)).await?;
     let run = async {
         let mut reports = Vec::new();
         for set in sets {
@@ -98,7 +98,7 @@ async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> a
         Ok(reports)
     };
     let reports = unless_interrupted(run).await;
-    measured.stop().await?;
+    Box::pin(measured.stop()).await?;
     reports
 }
 

@@ -108,7 +108,10 @@ pub async fn while_working<T>(
 pub(super) async fn take_up(foundation: &Foundation) -> Result<(), StoreError> {
     let freed = foundation.stores.leases_free(foundation.node).await?;
     if freed > 0 {
-        tracing::warn!(jobs = freed, "the server before this one ended in the middle of its work; it goes on");
+        tracing::warn!(
+            jobs = freed,
+            "the server before this one ended in the middle of its work; it goes on"
+        );
     }
     Ok(())
 }

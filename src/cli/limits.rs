@@ -18,7 +18,7 @@ pub(super) struct Limits {
     #[arg(long, requires = "limits")]
     reason: Option<String>,
     #[command(flatten)]
-    limits: Numbers,
+    numbers: Numbers,
 }
 
 #[derive(Debug, Args)]
@@ -76,7 +76,7 @@ impl Limits {
         let tenant = desk.tenant(&self.tenant).await?;
         let action = match &self.reason {
             Some(reason) => {
-                let new = NewLimits { reason: reason.clone(), limits: self.limits.stated() };
+                let new = NewLimits { reason: reason.clone(), limits: self.numbers.stated() };
                 Action::TenantLimits(tenant, new)
             }
             None => Action::TenantGet(tenant),

@@ -27,7 +27,7 @@ pub(super) enum Command {
     /// List the tenants that are not deleted.
     List,
     /// Set what a tenant may use, or show it. Holds within two seconds; what is kept already is never removed.
-    Limits(Limits),
+    Limits(Box<Limits>),
     /// Show what a tenant keeps, and how long its queue is.
     Usage {
         /// The tenant's id or slug.

@@ -67,7 +67,7 @@ impl Caller {
 /// Whom the gate let in.
 #[derive(Clone)]
 pub(super) enum Identity {
-    Tenant(Caller),
+    Tenant(Box<Caller>),
     Operator(OperatorScope),
 }
 
@@ -194,7 +194,7 @@ async fn admit(
     if let Err(denied) = allowed(scope) {
         return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied), &head.attempted).await));
     }
-    Ok(Identity::Tenant(Caller { authenticated, standings, attempted: head.attempted }))
+    Ok(Identity::Tenant(Box::new(Caller { authenticated, standings, attempted: head.attempted })))
 }
 
 type Extraction<T> = Pin<Box<dyn Future<Output = Result<T, Problem>>>>;
@@ -216,7 +216,7 @@ fn tenant_gate<T: 'static>(
             return Err(Problem::internal("an operator at a tenant's gate"));
         };
         request.extensions_mut().insert(caller.clone());
-        finish(caller)
+        finish(*caller)
     })
 }
 
@@ -245,7 +245,7 @@ impl FromRequest for Caller {
         match gate(request) {
             Ok(gate) => Box::pin(async move {
                 match gate.await? {
-                    Identity::Tenant(caller) => Ok(caller),
+                    Identity::Tenant(caller) => Ok(*caller),
                     Identity::Operator(_) => Err(Problem::internal("an operator at a tenant's gate")),
                 }
             }),

@@ -129,12 +129,12 @@ pub(super) async fn streamed(
     let (app, caller) = (asking.app.clone(), asking.caller.clone());
     let work = move |lines: Lines| async move {
         let progress = |step: &str| lines.tell(&json!({"progress": step}));
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let mode = asking.asked.question.mode;
-                asking.find_telling(&|stage| steps(mode, stage).iter().copied().for_each(progress)).await?
-            }
+        let found = if let Some(found) = found {
+            found
+        } else {
+            let mode = asking.asked.question.mode;
+            let told = |stage| steps(mode, stage).iter().copied().for_each(progress);
+            asking.find_telling(&told).await?
         };
         if shown.progress {
             progress("generating_response");

@@ -210,7 +210,7 @@ async fn every_refusal_by_identity_is_in_the_log_before_it_is_answered() {
     for name in [&bob.id, &bob.slug] {
         let begun = refused(&alice.reader.with("x-tenant-id", name), 403).await;
         let record = only(trail.since(Some(&alice.id), &begun).await, "POST /query");
-        assert_eq!(record.asked_for, [name.clone()]);
+        assert_eq!(record.asked_for, std::slice::from_ref(&name));
         assert!(record.reason.starts_with("tenant-mismatch"), "{}", record.reason);
         assert!(record.principal.starts_with("key:") && record.at >= begun);
         assert_eq!(record.tenant.map(|id| id.to_string()), Some(alice.id.clone()));

@@ -53,7 +53,7 @@ async fn a_change_on_one_server_counts_on_another_within_two_seconds_in_requests
         let alice = here.tenant("Alice").await;
         let bob = here.tenant("Bob").await;
         let key = alice.admin.clone();
-        let hers = stream(&there, &alice, &key).await;
+        let open = stream(&there, &alice, &key).await;
         let mut his = stream(&there, &bob, &bob.reader).await.bytes_stream();
         let begun = Instant::now();
         let tenant = format!("/admin/tenants/{}", alice.id);
@@ -79,7 +79,7 @@ async fn a_change_on_one_server_counts_on_another_within_two_seconds_in_requests
             "suspend" => (StatusCode::FORBIDDEN, "tenant-suspended"),
             _ => (StatusCode::FORBIDDEN, "missing-role"),
         };
-        let ((told, took), ()) = tokio::join!(ended(hers, begun), async {
+        let ((told, took), ()) = tokio::join!(ended(open, begun), async {
             loop {
                 let answer = there.delete("/documents/none", &key).await;
                 if answer.status == wanted {
@@ -239,10 +239,10 @@ async fn every_kind_of_running_answer_ends_within_two_seconds_of_a_suspension() 
     let stub = Stub::start(Duration::from_millis(200)).await;
     let server = stub.server().await;
     let (alice, bob) = (server.tenant().await, server.tenant().await);
-    let (hers, his) = (answers(&server, &alice).await, answers(&server, &bob).await);
+    let (open, his) = (answers(&server, &alice).await, answers(&server, &bob).await);
     server.suspend(&alice).await;
     let begun = Instant::now();
-    let all = hers.into_iter().map(|(path, response)| async move { (path, ended(response, begun).await) });
+    let all = open.into_iter().map(|(path, response)| async move { (path, ended(response, begun).await) });
     for (path, (told, took)) in futures::future::join_all(all).await {
         assert!(took < EFFECTIVE, "{path} went on for {took:?}");
         assert!(told.contains("tenant-suspended") || told.contains("error"), "{path}: {told}");

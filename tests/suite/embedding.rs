@@ -18,6 +18,8 @@ fn embedder(model: &str) -> Embedder {
         threads: 1,
         spinning: false,
         queue: 64,
+        further: Vec::new(),
+        vector_cache: None,
     };
     Embedder::load(&settings).expect("the model; run set-up")
 }

@@ -11,8 +11,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
+/// What is done with an input; it panics when a promise is broken.
+type Target = fn(&[u8]);
+
 /// What a target is called, in `tests/corpus` and in `fuzz/fuzz_targets`, and what it does.
-const TARGETS: [(&str, fn(&[u8])); 10] = [
+const TARGETS: [(&str, Target); 10] = [
     ("api_keys", tenancy::fuzz::api_keys),
     ("containers", parse::fuzz::containers),
     ("documents", http::fuzz::documents),
@@ -127,7 +130,9 @@ fn every_target_keeps_its_promise_over_its_corpus_and_what_is_made_of_it() {
             .map(|file| std::fs::read(file).expect("a file"))
             .collect();
         assert!(!seeds.is_empty(), "{name} has no corpus");
-        seeds.iter().for_each(|seed| target(seed));
+        for seed in &seeds {
+            target(seed);
+        }
         let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
         let inputs =
             (any::<Index>(), vec(edit(), 0..8)).prop_map(move |(first, edits)| edited(&seeds, first, &edits));

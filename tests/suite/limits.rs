@@ -250,7 +250,7 @@ async fn an_operator_changes_a_tenants_limits_and_only_its_own() {
     let unread = site.request(Method::POST, "/documents/text", &alice.writer).body("no JSON");
     is(&crate::site::send(unread).await, 429, "quota-reached");
     is(&site.upload(&alice.writer, "a.txt", b"x").await, 429, "quota-reached");
-    is(&site.upload(&alice.writer, "b.txt", &[b'x'; 70_000]).await, 413, "too-large");
+    is(&site.upload(&alice.writer, "b.txt", &vec![b'x'; 70_000]).await, 413, "too-large");
     assert_eq!(text(&site, &bob, "The first.").await.status, StatusCode::OK);
 
     let body = json!({"documents": null, "reason": "they pay"});

@@ -116,20 +116,20 @@ fn from_base64(text: &str, skipped: usize) -> String {
     let runs = BASE64.find_iter(text).filter_map(|run| {
         let run = run.as_str().replace('-', "+").replace('_', "/");
         let run = run.get(skipped..).filter(|run| run.len() >= SHORTEST_RUN)?;
-        readable(LENIENT.decode(&run[..run.len() / 4 * 4 + [0, 0, 2, 3][run.len() % 4]]).ok()?)
+        readable(&LENIENT.decode(&run[..run.len() / 4 * 4 + [0, 0, 2, 3][run.len() % 4]]).ok()?)
     });
     runs.collect::<Vec<_>>().join("\n")
 }
 
 fn from_hex(text: &str) -> String {
-    let runs = HEX.find_iter(text).filter_map(|run| readable(hex::decode(run.as_str()).ok()?));
+    let runs = HEX.find_iter(text).filter_map(|run| readable(&hex::decode(run.as_str()).ok()?));
     runs.collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes as a text, unless they are noise.
-fn readable(bytes: Vec<u8>) -> Option<String> {
+fn readable(bytes: &[u8]) -> Option<String> {
     let printable = bytes.iter().filter(|byte| (b' '..=b'~').contains(*byte)).count();
-    (printable * 5 >= bytes.len() * 4).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    (printable * 5 >= bytes.len() * 4).then(|| String::from_utf8_lossy(bytes).into_owned())
 }
 
 /// The texts of a stream's lines one behind the other, as a client puts them together.
@@ -176,10 +176,11 @@ mod tests {
 
     #[test]
     fn a_canary_is_found_in_every_writing() {
-        let percent: String = CANARY.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let unicode: String = CANARY.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
-        let entities: String = CANARY.bytes().map(|byte| format!("&#x{byte:x};")).collect();
-        let decimal: String = CANARY.bytes().map(|byte| format!("&#{byte};")).collect();
+        let written = |one: &dyn Fn(u8) -> String| CANARY.bytes().map(one).collect::<Vec<_>>().concat();
+        let percent = written(&|byte| format!("%{byte:02x}"));
+        let unicode = written(&|byte| format!("\\u{byte:04X}"));
+        let entities = written(&|byte| format!("&#x{byte:x};"));
+        let decimal = written(&|byte| format!("&#{byte};"));
         let url_safe = base64::engine::general_purpose::URL_SAFE_NO_PAD;
         for wrapped in [
             CANARY.to_owned(),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead::domain::clock::{Clock as _, SystemClock};
 use bulkhead::domain::ids::{IdSource as _, NamespaceName, SystemIds, TenantId};
+use bulkhead::domain::limits::Limits;
 use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Content, OnExisting};
 use bulkhead::store::postgres::leases::LeaseTerms;
@@ -238,7 +239,9 @@ async fn race(
         match write {
             InFlight::Acceptance => {
                 let batch = [document("late", "late")];
-                late.documents_accept(&batch, OnExisting::Replace, "track", 1000).await.map(drop)
+                late.documents_accept(&batch, OnExisting::Replace, "track", &Limits::default())
+                    .await
+                    .map(drop)
             }
             InFlight::Commit => {
                 late.documents_commit(&[processed(&task, vec![chunk(0, "new")])]).await.map(drop)

@@ -177,7 +177,7 @@ async fn nothing_of_what_was_deleted_is_left_in_any_row_or_file_of_ours() {
         if end == "tenant" {
             let folders = ["shards", "uploads"].map(|part| ground.server.data_dir.join(part).join(&alice.id));
             let until = Instant::now() + PATIENCE;
-            while folders.iter().any(|folder| !in_files(folder, &[alice.id.clone()]).is_empty()) {
+            while folders.iter().any(|folder| !in_files(folder, std::slice::from_ref(&alice.id)).is_empty()) {
                 assert!(Instant::now() < until, "{folders:?}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

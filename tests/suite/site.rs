@@ -88,7 +88,12 @@ impl Site {
         Self::built(Harness::new().await, limits, quotas, AuthSettings::default()).await
     }
 
-    async fn built(harness: Harness, limits: HttpSettings, quotas: LimitSettings, auth: AuthSettings) -> Self {
+    async fn built(
+        harness: Harness,
+        limits: HttpSettings,
+        quotas: LimitSettings,
+        auth: AuthSettings,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().expect("folder");
         let clock: Arc<dyn Clock> = Arc::new(harness.clock.clone());

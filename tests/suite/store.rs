@@ -13,6 +13,7 @@ use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
 use bulkhead::store::postgres::ingest::{NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::{IngestTask, Progress};
+use bulkhead::store::postgres::projection::History;
 use bulkhead::store::vector::{Terms, VectorQuery};
 
 use crate::consistency::{consistent, residue};

@@ -18,8 +18,8 @@ pub(super) use keys::{
     __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
     key_create, key_list, key_revoke, operator_create, token_create,
 };
-pub(super) use models::{__path_reembed_create, __path_reembed_get, reembed_create, reembed_get};
 pub(super) use limits::{__path_tenant_limits, __path_tenant_usage, tenant_limits, tenant_usage};
+pub(super) use models::{__path_reembed_create, __path_reembed_get, reembed_create, reembed_get};
 pub(super) use tenants::{
     __path_tenant_create, __path_tenant_delete, __path_tenant_get, __path_tenant_list, __path_tenant_resume,
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,

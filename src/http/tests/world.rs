@@ -231,21 +231,7 @@ impl World {
         let uploads = Uploads::in_folder(&folder.path().join("uploads")).expect("a folder");
         let memory = Arc::new(Memory::default());
         let log: Arc<dyn AuditLog> = Arc::<Memory>::clone(&memory);
-        let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
-        let embedding = EmbeddingSettings {
-            model: "hashing".to_owned(),
-            further: Vec::new(),
-            model_dir: files.join("models"),
-            cache_dir: files.join("cache"),
-            onnxruntime: files.join("none"),
-            max_tokens: 256,
-            batch: 8,
-            threads: 1,
-            spinning: false,
-            queue: 8,
-            vector_cache: None,
-        };
-        let embedder = Embedder::load(&embedding).expect("the model's tokenizer; `make setup` brings it");
+        let embedder = Embedder::load(&hashing()).expect("the model's tokenizer; `make setup` brings it");
         let app = App {
             engine: Engine::new(
                 embedder.clone(),
@@ -289,5 +275,23 @@ impl World {
     /// Until what is known of keys is asked for again.
     pub(super) async fn outlive_the_lookup() {
         tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+}
+
+/// A model that costs nothing.
+fn hashing() -> EmbeddingSettings {
+    let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
+    EmbeddingSettings {
+        model: "hashing".to_owned(),
+        further: Vec::new(),
+        model_dir: files.join("models"),
+        cache_dir: files.join("cache"),
+        onnxruntime: files.join("none"),
+        max_tokens: 256,
+        batch: 8,
+        threads: 1,
+        spinning: false,
+        queue: 8,
+        vector_cache: None,
     }
 }
