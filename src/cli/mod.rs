@@ -159,7 +159,7 @@ mod tests {
             "bulkhead serve",
             "bulkhead completions fish",
             "bulkhead man target/man",
-            "bulkhead bench --full --only walk --only delete",
+            "bulkhead bench --full --only question --only delete",
             "bulkhead eval retrieval DIR OTHER --limit-queries 5 --vector-cache CACHE --output FILE",
             "bulkhead --json eval retrieval DIR --url http://127.0.0.1:9621 --key FILE",
         ] {

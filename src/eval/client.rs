@@ -24,6 +24,9 @@ pub enum ClientError {
     /// The server answered otherwise than it should.
     #[error("the server answered {0}")]
     Answer(String),
+    /// What was asked for is not there.
+    #[error("the server answered {0}")]
+    Missing(String),
 }
 
 /// How many documents are in which state.
@@ -91,7 +94,11 @@ impl Client {
     /// As [`Client::post`].
     pub async fn counts(&self) -> Result<Counts, ClientError> {
         let path = "/documents/status_counts";
-        let answer = self.send(path, || self.request(Method::GET, path)).await?;
+        let answer = match self.send(path, || self.request(Method::GET, path)).await {
+            // A namespace begins with its first document.
+            Err(ClientError::Missing(_)) => Value::Null,
+            answer => answer?,
+        };
         let count = |name: &str| {
             let count = answer["status_counts"][name].as_u64();
             usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX)
@@ -135,8 +142,11 @@ impl Client {
             }
             let body = answer.bytes().await?;
             if !status.is_success() {
-                let words = String::from_utf8_lossy(&body);
-                return Err(ClientError::Answer(format!("{path}: {status} {words}")));
+                let words = format!("{path}: {status} {}", String::from_utf8_lossy(&body));
+                return Err(match status {
+                    StatusCode::NOT_FOUND => ClientError::Missing(words),
+                    _ => ClientError::Answer(words),
+                });
             }
             return serde_json::from_slice(&body)
                 .map_err(|error| ClientError::Answer(format!("{path}: {error}")));

@@ -215,7 +215,7 @@ fn tenant_gate<T: 'static>(
         let Identity::Tenant(caller) = gate.await? else {
             return Err(Problem::internal("an operator at a tenant's gate"));
         };
-        request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(Caller::clone(&caller));
         finish(*caller)
     })
 }

@@ -43,7 +43,8 @@ async fn raw(server: &TestServer, lines: &[String]) -> Seen {
         .map(|line| line.split_once(": ").expect("a header"))
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
-    let id = headers.remove("x-request-id").expect("an id");
+    // The HTTP library refuses some heads before the server sees them; those answers have no id.
+    let id = headers.remove("x-request-id").unwrap_or_else(|| "no id".to_owned());
     headers.remove("date");
     (status, headers, body.replace(&id, "ID"))
 }

@@ -71,7 +71,11 @@ impl Stub {
 
     /// A server of its own that asks it.
     pub async fn server(&self) -> Arc<Running> {
-        let further = format!("language_model.url = '{}'\nlanguage_model.model = 'stub'", self.url);
+        // Tests ask at once what callers would not.
+        let further = format!(
+            "language_model.url = '{}'\nlanguage_model.model = 'stub'\nlimits.tenant.concurrent_queries = 300",
+            self.url
+        );
         Running::with("language-model", further).await
     }
 }

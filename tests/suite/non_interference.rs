@@ -23,7 +23,7 @@ static DRAWN: LazyLock<Regex> = LazyLock::new(|| {
 static TIME: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(concat!(
         r#"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)"#,
-        r#"|"(?:created|response_time|total_duration|load_duration|prompt_eval_duration|eval_duration|rate)":[0-9.e-]+"#,
+        r#"|"(?:created|created_at|response_time|total_duration|load_duration|prompt_eval_duration|eval_duration|rate)":[0-9.e-]+"#,
     ))
     .expect("a pattern")
 });
@@ -37,7 +37,7 @@ struct Transcript {
 
 impl Transcript {
     fn note(&mut self, about: &str, answer: &Answer) {
-        let mut all = String::new();
+        let mut all = format!("{about}\n");
         for line in answer.all().lines().filter(|line| !line.starts_with("content-length")) {
             all.push_str(&sorted(line));
             all.push('\n');
@@ -48,7 +48,7 @@ impl Transcript {
             let next = format!("ID-{}", names.len());
             names.entry(found[0].to_owned()).or_insert(next).clone()
         });
-        self.lines.push(format!("{about}\n{all}"));
+        self.lines.push(all.into_owned());
     }
 }
 

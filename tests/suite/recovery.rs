@@ -85,7 +85,7 @@ async fn jobs_that_read_files_are_leased_apart_and_only_when_there_is_a_place_fo
     let permit = harness.tenant().await;
     let corpus = harness.corpus(&permit).await;
     let upload = corpus.upload_put(Bytes::from_static(b"a file")).await.expect("stored");
-    let mut file = document("scan", "a scan");
+    let mut file = document("scanned", "a scan");
     file.content = Content::Upload(upload);
     accept(&corpus, &[file], OnExisting::Replace).await;
     harness.clock.advance(Duration::from_secs(1));
@@ -315,7 +315,7 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
         (upload, folder.join(place.namespace().to_string()).join(upload.to_string()))
     };
     let (named, live) = put(&corpus).await;
-    let mut file = document("scan", "a scan");
+    let mut file = document("scanned", "a scan");
     file.content = Content::Upload(named);
     accept(&corpus, &[file], OnExisting::Replace).await;
     let ((_, orphan), (_, young), (_, stray), (_, foreign)) =

@@ -24,22 +24,23 @@ async fn until(response: &mut Response, text: &str) -> String {
     all
 }
 
+#[cfg(feature = "laboratory")]
 #[tokio::test]
 async fn each_step_of_a_question_is_told_when_it_begins() {
-    let site = Site::new().await;
-    let alice = site.tenant("Alice").await;
-    let text =
-        json!({"text": "The Halden turbine was inspected by Mara Quill.", "file_source": "turbine.txt"});
-    assert_eq!(site.post("/documents/text", &alice.writer, &text).await.status, StatusCode::OK);
-    assert_eq!(site.process(&alice, "default").await, 1);
+    // Of its own, since its database is held up.
+    let start = || crate::server::TestServer::start(&crate::server::new_folder("steps"), "");
+    let server = tokio::task::spawn_blocking(start).await.expect("a server");
+    let alice = server.tenant("alice").await;
+    alice.writer.put_document("turbine", "Turbine", "The Halden turbine was inspected by Mara Quill.").await;
     let mut body = json!({"query": "Who inspected the turbine?", "mode": "naive", "include_progress": true});
     let ask = async |body: &Value| {
-        let request = site.request(Method::POST, "/query/stream", &alice.reader).json(body);
+        let request = alice.reader.request("POST", "/query/stream").json(body);
         request.send().await.expect("an answer")
     };
 
     // While somebody holds the texts, the question comes as far as reading them and no further.
-    let mut holder = site.harness.deployment.superuser().await;
+    let superuser = server.laboratory.superuser.clone().expect("a private database");
+    let mut holder = sqlx::PgConnection::connect_with(&superuser).await.expect("connected");
     let mut held = holder.begin().await.expect("begun");
     sqlx::query("LOCK TABLE chunk IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.expect("held");
     let mut response = ask(&body).await;
@@ -56,11 +57,12 @@ async fn each_step_of_a_question_is_told_when_it_begins() {
 
     // What cannot be answered has a status that says so, before the first byte.
     body["mode"] = json!("mix");
-    let request = site.request(Method::POST, "/query/stream", &alice.reader).header("X-Namespace", "nowhere");
+    let request = alice.reader.with("x-namespace", "nowhere").request("POST", "/query/stream");
     assert_eq!(request.json(&body).send().await.expect("an answer").status(), StatusCode::NOT_FOUND);
     body["mode"] = json!("bypass");
     assert_eq!(ask(&body).await.status(), StatusCode::NOT_IMPLEMENTED);
-    site.stop().await;
+    holder.close().await.expect("closed");
+    tokio::task::spawn_blocking(move || server.stop()).await.expect("stopped");
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use tokio::task::JoinSet;
+
 use super::machine::processor_seconds;
 use super::{Bench, BenchError, PASSAGE, question};
 use crate::eval::client::Client;
@@ -148,25 +150,25 @@ impl Bench<'_> {
         busy.send(&documents[..1]).await?;
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicUsize::new(0));
-        let mut noise = Vec::new();
+        let mut noise = JoinSet::new();
         for _ in 0..BUSY_CLIENTS {
             let (client, questions) = (busy.client.clone(), Arc::clone(&questions));
             let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
-            noise.push(tokio::spawn(async move {
+            noise.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let at = asked.fetch_add(1, Ordering::Relaxed);
                     // What the busy tenant is refused is no matter here.
                     let _ =
                         client.post("/query/data", &question(&questions[at % questions.len()], "mix")).await;
                 }
-            }));
+            });
         }
         let texts = self.questions(self.plan.questions);
         // Accepted within a second or two; worked off for a minute.
         let (beside, sent) =
             tokio::join!(self.asked_by(1, &place.client, texts, "naive"), busy.send(&documents));
         stop.store(true, Ordering::Relaxed);
-        futures::future::join_all(noise).await;
+        noise.join_all().await;
         sent?;
         let beside = beside?;
         let (middle, usual) = (median(&beside.times), median(&alone.times));
@@ -221,25 +223,24 @@ impl Bench<'_> {
         let count = texts.len();
         let waiting = Arc::new(parking_lot::Mutex::new(texts));
         let begun = self.now();
-        let tasks: Vec<_> = (0..clients)
-            .map(|_| {
-                let (waiting, work, bar) = (Arc::clone(&waiting), work.clone(), bar.clone());
-                let clock = Arc::clone(&self.subject.clock);
-                tokio::spawn(async move {
-                    let mut times = Vec::new();
-                    loop {
-                        let Some(text) = waiting.lock().pop() else { return Ok::<_, BenchError>(times) };
-                        let begun = clock.instant();
-                        work(text).await?;
-                        times.push(between(begun, clock.instant()));
-                        bar.inc(1);
-                    }
-                })
-            })
-            .collect();
+        let mut tasks = JoinSet::new();
+        for _ in 0..clients {
+            let (waiting, work, bar) = (Arc::clone(&waiting), work.clone(), bar.clone());
+            let clock = Arc::clone(&self.subject.clock);
+            tasks.spawn(async move {
+                let mut times = Vec::new();
+                loop {
+                    let Some(text) = waiting.lock().pop() else { return Ok::<_, BenchError>(times) };
+                    let begun = clock.instant();
+                    work(text).await?;
+                    times.push(between(begun, clock.instant()));
+                    bar.inc(1);
+                }
+            });
+        }
         let mut times = Vec::with_capacity(count);
-        for task in tasks {
-            times.extend(task.await.map_err(|_| BenchError::Ended)??);
+        while let Some(task) = tasks.join_next().await {
+            times.extend(task.map_err(|_| BenchError::Ended)??);
         }
         bar.finish_and_clear();
         let rate = count as f64 / self.now().duration_since(begun).as_secs_f64();
