@@ -137,8 +137,10 @@ impl Support {
         })
     }
 
-    /// The relation of two entities; `None` when no live chunk mentions both.
-    pub(super) fn relation(&self, source: &Entity, target: &Entity, weight: f32) -> Option<Relation> {
+    /// The relation of two entities, the one whose name comes first as its source, since a relation has no direction
+    /// and keys are drawn at random; `None` when no live chunk mentions both.
+    pub(super) fn relation(&self, one: &Entity, other: &Entity, weight: f32) -> Option<Relation> {
+        let (source, target) = if one.name <= other.name { (one, other) } else { (other, one) };
         let mut sources = Sources { created_at: i64::MAX, ..Sources::default() };
         let others = self.places(target.key);
         for place in self.places(source.key) {
