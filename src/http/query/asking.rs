@@ -112,8 +112,10 @@ impl Asking {
         }
     }
 
-    /// Whether a question can be answered at all, for an answer that begins before anything is looked for.
+    /// Whether a question can be answered at all, for an answer that begins before anything is looked for: its status
+    /// is sent then, and a tenant over its limit must not be told 200.
     pub(crate) async fn require_answerable(&self) -> Result<(), Problem> {
+        self.wait_for_turn().await?;
         match self.require_namespace().await {
             Ok(()) => Ok(()),
             Err(problem) => Err(self.failed(problem).await),
