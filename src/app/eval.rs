@@ -12,7 +12,8 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::lexical::Lexicon;
 use crate::eval::client::Client;
 use crate::eval::dataset::DataSet;
-use crate::eval::figures::table;
+use crate::eval::figures::{Row, progress, table};
+use crate::eval::neighbours;
 use crate::eval::retrieval::{self, Inside, Options, Report};
 use crate::inference::Embedder;
 
@@ -23,6 +24,8 @@ pub struct Evaluation {
     pub folders: Vec<PathBuf>,
     /// Bounds and form.
     pub options: Options,
+    /// Tenants that are made beside each set's own; then each tenant's index is compared with exact search.
+    pub neighbours: usize,
     /// A server that runs, and a writer's key; absent: one of its own.
     pub server: Option<(String, SecretString)>,
     /// The namespace in it.
@@ -85,13 +88,14 @@ async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> a
     let run = async {
         let mut reports = Vec::new();
         for set in sets {
-            let tenant = measured.tenant(&set.name).await?;
-            let client = Client::new(&measured.url(), tenant.key, &evaluation.namespace);
-            let reader = measured.reader(tenant.id).await?;
-            let inside = Inside { reader, lexicon: Arc::clone(&lexicon), embedder: embedder.clone() };
+            let side = Side { measured: &measured, lexicon: &lexicon, embedder: &embedder };
+            let own = side.tenant(&set.name, &evaluation.namespace).await?;
             let clock = measured.clock();
-            let report =
-                retrieval::run(&client, Some(&inside), set, &evaluation.options, clock.as_ref()).await?;
+            let mut report =
+                retrieval::run(&own.0, Some(&own.1), set, &evaluation.options, clock.as_ref()).await?;
+            if evaluation.neighbours > 0 {
+                report.rows.push(side.beside_neighbours(own, set, evaluation).await?);
+            }
             print(&report, evaluation);
             reports.push(report);
         }
@@ -100,6 +104,49 @@ async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> a
     let reports = unless_interrupted(run).await;
     Box::pin(measured.stop()).await?;
     reports
+}
+
+/// A measured server, with what looks inside.
+struct Side<'a> {
+    measured: &'a Measured,
+    lexicon: &'a Arc<Lexicon>,
+    embedder: &'a Embedder,
+}
+
+impl Side<'_> {
+    /// A tenant's way in, and its inside.
+    async fn tenant(&self, name: &str, namespace: &str) -> anyhow::Result<(Client, Inside)> {
+        let tenant = self.measured.tenant(name).await?;
+        let client = Client::new(&self.measured.url(), tenant.key, namespace);
+        let reader = self.measured.reader(tenant.id).await?;
+        let inside = Inside { reader, lexicon: Arc::clone(self.lexicon), embedder: self.embedder.clone() };
+        Ok((client, inside))
+    }
+
+    /// The least recall of an index over the set's own tenant and its neighbours.
+    async fn beside_neighbours(
+        &self,
+        own: (Client, Inside),
+        set: &DataSet,
+        evaluation: &Evaluation,
+    ) -> anyhow::Result<Row> {
+        let bar = progress(&format!("{}: neighbours", set.name), 2 * evaluation.neighbours);
+        let mut tenants = vec![own];
+        for number in 0..evaluation.neighbours {
+            let name = format!("{} {number}", set.name);
+            let tenant = self.tenant(&name, &evaluation.namespace).await?;
+            neighbours::settle(&tenant.0, set, number).await?;
+            tenants.push(tenant);
+            bar.inc(1);
+        }
+        let mut recalls = Vec::with_capacity(tenants.len());
+        for (number, (client, inside)) in tenants.iter().enumerate() {
+            recalls.push(neighbours::recall(client, inside, &set.questions, number).await?);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(neighbours::row(&set.name, &recalls))
+    }
 }
 
 fn print(report: &Report, evaluation: &Evaluation) {

@@ -18,7 +18,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Retrieval {
-    /// Folders with `corpus.jsonl`, `queries.jsonl` and `qrels.tsv`.
+    /// Folders with `corpus.jsonl`, `queries.jsonl` and `qrels.tsv`, or with `corpus.txt` and `queries.jsonl`.
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
     /// A server that runs; without it one is made in a temporary folder, and removed afterwards.
@@ -36,6 +36,10 @@ pub(super) struct Retrieval {
     /// Passages that are joined to one document, each under its title.
     #[arg(long, default_value_t = 1, value_name = "N")]
     join: usize,
+    /// Tenants to be made beside each set's own, each with some of its passages; then every tenant's index is held
+    /// against exact search.
+    #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "url")]
+    neighbours: usize,
     /// Keep vectors in this folder, so that the same texts are not embedded again.
     #[arg(long, conflicts_with = "url", value_name = "DIR")]
     vector_cache: Option<PathBuf>,
@@ -62,6 +66,7 @@ impl Command {
                 join: asked.join,
                 seed: asked.seed,
             },
+            neighbours: asked.neighbours,
             server,
             namespace: asked.namespace,
             vector_cache: asked.vector_cache,

@@ -1,4 +1,6 @@
-//! A set of passages, questions and known answers, read from a folder in the layout of BEIR (Thakur et al. 2021): `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels.tsv` (question, passage, score; with a header).
+//! A set of texts, questions and known answers, read from a folder in one of two layouts.
+//!
+//! That of BEIR (Thakur et al. 2021): `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels.tsv` (question, passage, score; with a header). Or one long text, `corpus.txt`, with `queries.jsonl` (`_id`, `text`, `evidence`: statements, divided by semicolons, that an answer needs).
 //!
 //! **Invariant:** passages are known by their place in the file; titles may repeat.
 
@@ -18,13 +20,22 @@ pub struct Passage {
     pub text: String,
 }
 
-/// A question with the places of the passages that answer it.
+/// What a question's answer needs, at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answers {
+    /// Places of the passages.
+    Passages(HashSet<usize>),
+    /// Statements that the text makes, in other words perhaps.
+    Statements(Vec<String>),
+}
+
+/// A question with what answers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// The question.
     pub text: String,
-    /// Places of the passages, at least one.
-    pub relevant: HashSet<usize>,
+    /// What its answer needs.
+    pub answers: Answers,
 }
 
 /// A set.
@@ -84,11 +95,17 @@ struct Line {
     #[serde(default)]
     title: String,
     text: String,
+    #[serde(default)]
+    evidence: String,
 }
 
 /// Identities are numbers in some sets and text in others.
 fn name(id: &Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
+}
+
+fn json(line: &str) -> Result<Line, String> {
+    serde_json::from_str(line).map_err(|error| error.to_string())
 }
 
 fn lines<T>(path: &Path, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, DataSetError> {
@@ -111,7 +128,30 @@ impl DataSet {
     /// # Errors
     /// [`DataSetError`], naming file and line.
     pub fn read(folder: &Path) -> Result<Self, DataSetError> {
-        let json = |line: &str| serde_json::from_str::<Line>(line).map_err(|error| error.to_string());
+        let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let text = folder.join("corpus.txt");
+        let (passages, questions) =
+            if text.is_file() { Self::read_text(folder, text)? } else { Self::read_passages(folder)? };
+        if questions.is_empty() {
+            return Err(DataSetError::NoAnswer);
+        }
+        Ok(Self { name, passages, questions })
+    }
+
+    /// One long text, and questions with the statements that their answers need.
+    fn read_text(folder: &Path, path: PathBuf) -> Result<(Vec<Passage>, Vec<Asked>), DataSetError> {
+        let text = std::fs::read_to_string(&path).map_err(|source| DataSetError::File { path, source })?;
+        let asked = |line: Line| {
+            let statements = line.evidence.split(';').map(str::trim).filter(|one| !one.is_empty());
+            let statements: Vec<String> = statements.map(str::to_owned).collect();
+            let answers = (!statements.is_empty()).then_some(Answers::Statements(statements))?;
+            Some(Asked { text: line.text, answers })
+        };
+        let questions = lines(&folder.join("queries.jsonl"), json)?.into_iter().filter_map(asked).collect();
+        Ok((vec![Passage { title: String::new(), text }], questions))
+    }
+
+    fn read_passages(folder: &Path) -> Result<(Vec<Passage>, Vec<Asked>), DataSetError> {
         let corpus = lines(&folder.join("corpus.jsonl"), json)?;
         let queries = lines(&folder.join("queries.jsonl"), json)?;
         let places: HashMap<String, usize> =
@@ -129,17 +169,13 @@ impl DataSet {
                 relevant.entry(question).or_default().insert(*place);
             }
         }
-        let questions: Vec<Asked> = queries
-            .into_iter()
-            .filter_map(|line| Some(Asked { relevant: relevant.remove(&name(&line.id))?, text: line.text }))
-            .collect();
-        if questions.is_empty() {
-            return Err(DataSetError::NoAnswer);
-        }
-        let passages =
-            corpus.into_iter().map(|line| Passage { title: line.title, text: line.text }).collect();
-        let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, passages, questions })
+        let asked = |line: Line| {
+            let answers = Answers::Passages(relevant.remove(&name(&line.id))?);
+            Some(Asked { text: line.text, answers })
+        };
+        let questions = queries.into_iter().filter_map(asked).collect();
+        let passage = |line: Line| Passage { title: line.title, text: line.text };
+        Ok((corpus.into_iter().map(passage).collect(), questions))
     }
 
     /// The documents to ingest: each passage by itself, or `join` at a time, in the order of their titles, each
@@ -211,7 +247,21 @@ mod tests {
         let folder = folder(CORPUS, queries, "query-id\tcorpus-id\tscore\n7\t0\t1\n7\tb\t0\n8\tgone\t1\n");
         let set = DataSet::read(folder.path()).expect("read");
         assert_eq!(set.passages.len(), 2);
-        assert_eq!(set.questions, [Asked { text: "A metal?".to_owned(), relevant: HashSet::from([0]) }]);
+        let answers = Answers::Passages(HashSet::from([0]));
+        assert_eq!(set.questions, [Asked { text: "A metal?".to_owned(), answers }]);
+    }
+
+    #[test]
+    fn a_long_text_has_questions_with_the_statements_that_they_need() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("corpus.txt"), "Amber floats. Zinc does not.").expect("written");
+        let queries = "{\"_id\": 1, \"text\": \"What floats?\", \"evidence\": \"Amber floats.; Zinc sinks.\"}\n\
+                       {\"_id\": 2, \"text\": \"Nothing?\", \"evidence\": \" ; \"}\n";
+        std::fs::write(folder.path().join("queries.jsonl"), queries).expect("written");
+        let set = DataSet::read(folder.path()).expect("read");
+        assert_eq!(set.passages.len(), 1);
+        let answers = Answers::Statements(vec!["Amber floats.".to_owned(), "Zinc sinks.".to_owned()]);
+        assert_eq!(set.questions, [Asked { text: "What floats?".to_owned(), answers }]);
     }
 
     #[test]

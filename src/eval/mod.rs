@@ -6,6 +6,8 @@ pub mod bench;
 pub mod client;
 pub mod dataset;
 pub mod figures;
+pub mod judge;
+pub mod neighbours;
 pub mod passages;
 pub mod quality;
 pub mod retrieval;

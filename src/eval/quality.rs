@@ -1,4 +1,4 @@
-//! Retrieval quality of ranked lists against known answers: recall, nDCG, and how sure the figures are.
+//! Retrieval quality of ranked lists against known answers: recall, nDCG, cover of statements, and how sure the figures are.
 //!
 //! nDCG as in Järvelin and Kekäläinen (2002) with binary relevance; intervals by the percentile bootstrap over questions (Efron 1979).
 //!
@@ -34,14 +34,14 @@ pub struct Estimate {
 pub struct Quality {
     /// Questions with a known answer.
     pub questions: usize,
-    /// Share of the answers among the first 2.
+    /// Share of the answers among the first 2; of statements, how far they are covered there.
     pub recall_at_2: Estimate,
     /// Share of the answers among the first 5.
     pub recall_at_5: Estimate,
     /// Share of the answers among the first 10.
     pub recall_at_10: Estimate,
-    /// Normalised discounted cumulative gain of the first 10.
-    pub ndcg_at_10: Estimate,
+    /// Normalised discounted cumulative gain of the first 10; absent where answers are statements.
+    pub ndcg_at_10: Option<Estimate>,
 }
 
 /// Resamples that an interval is read from.
@@ -63,8 +63,39 @@ pub fn quality<Id: Eq + Hash>(judged: &[Judged<Id>], seed: u64) -> Option<Qualit
         recall_at_2: over(&|one| recall(one, 2)),
         recall_at_5: over(&|one| recall(one, 5)),
         recall_at_10: over(&|one| recall(one, 10)),
-        ndcg_at_10: over(&|one| ndcg(one, 10)),
+        ndcg_at_10: Some(over(&|one| ndcg(one, 10))),
     })
+}
+
+/// A question's ranked list against statements: `[rank][statement]`, the share of the statement's terms in the text of that rank.
+#[derive(Debug, Clone)]
+pub struct Covered(pub Vec<Vec<f64>>);
+
+/// The figures for these lists, each question's statements counting alike; `None` when there is no list.
+#[must_use]
+pub fn cover_quality(questions: &[Covered], seed: u64) -> Option<Quality> {
+    if questions.is_empty() {
+        return None;
+    }
+    let over = |k: usize| {
+        let values: Vec<f64> = questions.iter().map(|one| cover(one, k)).collect();
+        estimate(&values, seed)
+    };
+    Some(Quality {
+        questions: questions.len(),
+        recall_at_2: over(2),
+        recall_at_5: over(5),
+        recall_at_10: over(10),
+        ndcg_at_10: None,
+    })
+}
+
+/// How far the statements are covered, each by the best of the first `k` texts; 0 without any.
+#[must_use]
+pub fn cover(Covered(shares): &Covered, k: usize) -> f64 {
+    let statements = shares.first().map_or(0, Vec::len);
+    let best = |statement: usize| shares.iter().take(k).map(|text| text[statement]).fold(0.0, f64::max);
+    (0..statements).map(best).sum::<f64>() / statements.max(1) as f64
 }
 
 /// Share of the answers among the first `k`; 0 without answers.
@@ -130,6 +161,14 @@ mod tests {
     fn ndcg_is_one_for_the_best_order_and_falls_with_the_rank() {
         assert!((ndcg(&judged(&[7, 8, 1], &[8, 7]), 10) - 1.0).abs() < 1e-9);
         assert!((ndcg(&judged(&[1, 7], &[7]), 10) - 1.0 / 3_f64.log2()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_statement_is_covered_as_far_as_by_the_best_text_so_far() {
+        let covered = Covered(vec![vec![0.5, 0.0], vec![0.25, 0.0], vec![1.0, 0.5]]);
+        assert!((cover(&covered, 2) - 0.25).abs() < 1e-9);
+        assert!((cover(&covered, 5) - 0.75).abs() < 1e-9);
+        assert!(cover(&Covered(vec![]), 5).abs() < 1e-9);
     }
 
     #[test]

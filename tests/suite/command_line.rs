@@ -13,13 +13,13 @@ use serde_json::Value;
 use crate::place::Place;
 
 /// A data folder, and settings that need no model's weights.
-struct Shell {
+pub(crate) struct Shell {
     place: Place,
     settings: PathBuf,
 }
 
 impl Shell {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Place::new();
         let settings = place.base.path().join("settings.toml");
         let text = format!(
@@ -40,7 +40,7 @@ impl Shell {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the program starts")
     }
 

@@ -1,5 +1,6 @@
 //! The integration tests, in one binary so that the crate is linked once.
 
+mod answer_times;
 mod any_body;
 mod architecture;
 mod audit;
@@ -22,6 +23,7 @@ mod database_roles;
 mod deployment;
 mod effective;
 mod embedding;
+mod evaluation;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
