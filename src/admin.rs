@@ -5,7 +5,9 @@
 //! **Invariant:** a secret is in the answer to the call that made it, and nowhere else.
 
 mod forms;
+mod top;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use crate::store::postgres::control::{KeyView, NewKey, TenantView};
 use crate::store::postgres::models::ReembedView;
 use crate::store::postgres::usage::Usage;
 use crate::store::{Audit, ErrorKind, StoreError, Stores};
+use crate::telemetry::tenants::Recent;
 use crate::tenancy::{ApiKey, KeyKind, KeyPepper, LimitSettings, MintError, OperatorScope, TokenSigner};
 
 pub use forms::{
@@ -27,8 +30,13 @@ pub use forms::{
     NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
 };
 
+pub(crate) use top::compare;
+pub use top::{Comparison, Resource, TenantMetrics};
+
 /// The most tenants in one page.
 pub const MAX_TENANTS: i64 = 500;
+/// The most tenants that are compared: those that keep the most, and those with the longest queues.
+const MAX_COMPARED: i64 = 100_000;
 
 /// Why an action was not done.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +169,34 @@ impl Administration {
     ) -> Result<(Usage, Limits), AdminError> {
         let limits = self.require_tenant(by, tenant).await?;
         Ok((self.stores.tenant_usage(by, tenant).await?, limits))
+    }
+
+    /// All tenants that use anything, compared with one another; `recent` is what each asked of this server lately.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn tenant_compare(
+        &self,
+        _by: &OperatorScope,
+        recent: &HashMap<TenantId, Recent>,
+    ) -> Result<Comparison, AdminError> {
+        Ok(compare(&self.stores.usage_list(MAX_COMPARED).await?, recent))
+    }
+
+    /// How one tenant that is not deleted fares beside the others.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn tenant_metrics(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+        recent: &HashMap<TenantId, Recent>,
+    ) -> Result<TenantMetrics, AdminError> {
+        self.require_tenant(by, tenant).await?;
+        let compared = self.tenant_compare(by, recent).await?;
+        let own = compared.tenants.into_iter().find(|own| own.tenant_id == tenant.0);
+        Ok(own.unwrap_or_else(|| TenantMetrics::idle(tenant)))
     }
 
     fn details(&self, (tenant, limits_set): (TenantView, LimitOverrides)) -> TenantDetails {

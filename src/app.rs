@@ -3,12 +3,15 @@
 pub mod bench;
 pub mod eval;
 mod measured;
+mod meters;
+mod pulse;
 mod settings;
 mod work;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -18,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use pulse::{Pulse, Usages};
 pub use settings::{DatabaseSettings, Settings};
 use work::Background;
 pub use work::while_working;
@@ -42,6 +46,7 @@ use crate::store::postgres::{Postgres, RoleAddresses, migrate};
 use crate::store::qdrant_edge::EdgeIndex;
 use crate::store::uploads::Uploads;
 use crate::store::{Corpus, Stores};
+use crate::telemetry::{Metrics, Readiness};
 use crate::tenancy::{
     ApiKey, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, TokenSigner, secret_file,
 };
@@ -260,6 +265,8 @@ async fn first_operator(
 /// A server that runs.
 pub struct Server {
     address: SocketAddr,
+    readiness: Arc<Readiness>,
+    drain: Duration,
     stop: CancellationToken,
     http: http::Serving,
     background: Vec<JoinHandle<()>>,
@@ -278,13 +285,46 @@ impl Server {
         let embedding = settings.embedding.clone();
         let models = tokio::task::spawn_blocking(move || Models::load(&embedding)).await??;
         let language_model = LanguageModel::new(&settings.language_model)?;
-        let foundation = Foundation::open(&settings, &models.active().info().id).await?;
+        let mut foundation = Foundation::open(&settings, &models.active().info().id).await?;
+        let (alarms, webhook) = telemetry::webhook::alarms(
+            &settings.telemetry.webhook,
+            &settings.node,
+            Arc::clone(&foundation.clock),
+            Arc::clone(&foundation.ids),
+        )
+        .context("telemetry.webhook cannot be used")?;
+        foundation.audit = foundation.audit.with_alarms(alarms.clone());
         let Foundation { clock, ids, stores, audit, .. } = &foundation;
         work::tell_of_strangers(&foundation, &settings.embedding.model).await?;
         let stop = CancellationToken::new();
         work::take_up(&foundation).await?;
         let Background { workers, projector, lexicon, wake } =
             Background::new(&settings, &foundation, &models)?;
+        let telemetry = &settings.telemetry;
+        let metrics = Metrics::new(telemetry.named_tenants, telemetry.remembered_tenants, Arc::clone(clock));
+        let metrics = Arc::new(metrics);
+        let pulse = Pulse {
+            postgres: foundation.postgres.clone(),
+            stores: stores.clone(),
+            models: models.clone(),
+            readiness: Arc::default(),
+            usages: Usages::default(),
+            tenants: telemetry.remembered_tenants,
+        };
+        let readiness = Arc::clone(&pulse.readiness);
+        let parts = meters::Parts {
+            postgres: foundation.postgres.clone(),
+            index: Arc::clone(&foundation.index),
+            audit: audit.clone(),
+            projector: projector.clone(),
+            stages: workers.stages(),
+            models: models.clone(),
+            readiness: Arc::clone(&readiness),
+            usages: Arc::clone(&pulse.usages),
+        };
+        meters::watch(&metrics, parts);
+        metrics.watch(move |page| alarms.write(page));
+        pulse.beat().await;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
         let kick = {
@@ -319,25 +359,37 @@ impl Server {
             wake,
             on_change: kick,
             node: settings.node.clone(),
+            metrics,
+            metrics_address: telemetry.metrics_address,
+            readiness: Arc::clone(&readiness),
         };
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
+        let drain = Duration::from_secs(settings.http.drain_seconds);
         let partitions = partitions::keep(stores.clone(), work::partition_sweep(&settings), stop.clone());
         let stages = workers.stages();
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(workers.run(stop.clone())),
             tokio::spawn(projector.run(stop.clone())),
             tokio::spawn(partitions),
             tokio::spawn(orphans.run(stop.clone())),
+            tokio::spawn(pulse.run(stop.clone())),
         ];
+        background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");
-        Ok(Self { address, stop, http, background, stages, foundation })
+        Ok(Self { address, readiness, drain, stop, http, background, stages, foundation })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.http.metrics_address()
     }
 
     /// What is behind its walls.
@@ -347,11 +399,14 @@ impl Server {
         self.foundation.laboratory.clone()
     }
 
-    /// Stops in order: no new requests, those that run end, then the work in the background, then the stores.
+    /// Stops in order: not ready any more, no new connections, requests that run end, then the work in the
+    /// background, then the stores.
     ///
     /// # Errors
     /// When the private database does not stop.
     pub async fn stop(self) -> anyhow::Result<()> {
+        self.readiness.stop();
+        tokio::time::sleep(self.drain).await;
         self.http.stop().await;
         self.stop.cancel();
         for task in self.background {
@@ -380,7 +435,9 @@ fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_j
 /// As [`Server::build`] and [`Server::stop`].
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    telemetry::start(&settings.telemetry)?;
+    // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let traces = telemetry::start(&settings.telemetry, &settings.node)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let server = Server::build(settings).await?;
@@ -389,5 +446,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     tracing::info!("stopping");
-    server.stop().await
+    let stopped = server.stop().await;
+    if let Some(traces) = traces {
+        tokio::task::spawn_blocking(move || traces.finish()).await?;
+    }
+    stopped
 }

@@ -51,6 +51,8 @@ impl Measured {
         let relocation = std::env::temp_dir().join(format!("bulkhead-measured-{}", std::process::id()));
         settings.database.server.relocation.clone_from(&relocation);
         settings.http.address = ([127, 0, 0, 1], 0).into();
+        // One server at a time has the configured one.
+        settings.telemetry.metrics_address = None;
         settings.limits.tenant.requests_per_minute = UNLIMITED;
         settings.limits.address_requests_per_minute = UNLIMITED;
         let server = Server::build(settings.clone()).await?;

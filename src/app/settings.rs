@@ -105,6 +105,7 @@ impl Validate for Settings {
         faults.extend(self.database.vectors.faults());
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
+        faults.extend(self.telemetry.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());

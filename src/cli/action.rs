@@ -1,6 +1,8 @@
 //! What operators' commands ask for, in the two forms in which it can be done: a request to the running server,
 //! and a call of [`crate::admin`].
 
+use std::collections::HashMap;
+
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -8,7 +10,7 @@ use uuid::Uuid;
 
 use crate::admin::{
     AdminError, Administration, MAX_TENANTS, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason,
+    NewToken, Reason, Resource,
 };
 use crate::domain::ids::TenantId;
 use crate::tenancy::OperatorScope;
@@ -21,6 +23,7 @@ pub(super) enum Action {
     TenantGet(TenantId),
     TenantLimits(TenantId, NewLimits),
     TenantUsage(TenantId),
+    TenantTop { by: Resource, limit: usize },
     TenantSuspend(TenantId, Reason),
     TenantResume(TenantId, Reason),
     TenantDelete(TenantId, Reason),
@@ -48,6 +51,9 @@ impl Action {
                 (Method::PATCH, format!("{tenants}/{tenant}/limits"), Some(json!(new)))
             }
             Self::TenantUsage(tenant) => (Method::GET, format!("{tenants}/{tenant}/usage"), None),
+            Self::TenantTop { by, limit } => {
+                (Method::GET, format!("/admin/top?by={}&limit={limit}", by.name()), None)
+            }
             Self::TenantSuspend(tenant, reason) => {
                 (Method::POST, format!("{tenants}/{tenant}/suspend"), Some(json!(reason)))
             }
@@ -91,6 +97,10 @@ impl Action {
                 let mut answer = value(&usage);
                 answer["limits"] = value(&limits);
                 answer
+            }
+            Self::TenantTop { by: resource, limit } => {
+                // Nobody asks anything where no server runs.
+                value(&admin.tenant_compare(by, &HashMap::new()).await?.top(*resource, *limit))
             }
             Self::TenantSuspend(tenant, reason) => value(&admin.tenant_suspend(by, *tenant, reason).await?),
             Self::TenantResume(tenant, reason) => value(&admin.tenant_resume(by, *tenant, reason).await?),

@@ -19,6 +19,7 @@ mod output;
 mod reembed;
 mod tenant;
 mod token;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -152,6 +153,7 @@ mod tests {
             "bulkhead --json key create --tenant ID --role writer --name demo --reason demo",
             "bulkhead key create --tenant t --role reader --role writer --name a --reason r --expires-in 30d",
             "bulkhead tenant list --json --config file.toml",
+            "bulkhead tenant top --by bytes --limit 5 --json",
             "bulkhead token --tenant t --role reader",
             "bulkhead reembed --tenant t --namespace n --model hashing --json",
             "bulkhead reembed --tenant t --all --model hashing --reason r",
@@ -172,6 +174,7 @@ mod tests {
         for line in [
             "bulkhead",
             "bulkhead tenant create --name N",
+            "bulkhead tenant top --by beauty",
             "bulkhead eval retrieval",
             "bulkhead eval retrieval DIR --url http://127.0.0.1:9621",
             "bulkhead bench --only nothing",

@@ -8,6 +8,7 @@ use super::action::Action;
 use super::desk::at_desk;
 use super::limits::{self, Limits};
 use super::output::{Answer, table};
+use super::top::Top;
 use crate::admin::{NewTenant, Reason};
 
 #[derive(Debug, Subcommand)]
@@ -34,6 +35,8 @@ pub(super) enum Command {
         #[arg(long)]
         tenant: String,
     },
+    /// Show the tenants that use the most, and name those that use more than twice the median of anything.
+    Top(Top),
     /// Refuse a tenant's callers and let its jobs wait, until it is resumed.
     Suspend(Which),
     /// Serve a suspended tenant again.
@@ -73,6 +76,7 @@ impl Command {
                     return Ok(Answer { json: Value::Array(tenants), text });
                 }
                 Self::Limits(limits) => return limits.run(desk).await,
+                Self::Top(top) => return top.run(desk).await,
                 Self::Usage { tenant } => return limits::usage(desk, tenant).await,
                 Self::Create { name, slug, reason } => Action::TenantCreate(NewTenant {
                     name: name.clone(),

@@ -1,7 +1,7 @@
 //! The outermost layer: request id, span, panics, headers of every answer, and problems in the form of their route.
 //!
 //! **Invariant:** whatever fails further in leaves here as a problem document; its causes are logged here, once.
-//! **Invariant:** the span names the route's pattern, never a path, query or header.
+//! **Invariant:** the span names the route's pattern and the tenant's id, never a path, query or header.
 
 use std::panic::AssertUnwindSafe;
 
@@ -10,17 +10,19 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
+use actix_web::{Error, HttpMessage, ResponseError};
 use futures::FutureExt;
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::form::{Answer, Form, protect};
-use super::identity::Caller;
+use super::identity::{Caller, Whose};
 use super::limits::count_address;
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
+use crate::telemetry::metrics::{Answered, known};
 
 /// The id of a request, for answers and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,14 +38,55 @@ pub(super) async fn edge(
         return Err(Answer { problem, form: Form::Own, request_id: Uuid::nil() }.into());
     };
     let request_id = app.ids.uuid();
-    request.extensions_mut().insert(RequestId(request_id));
     let pattern = request.match_pattern();
     let form = Form::of(request.path(), pattern.as_deref());
     let route = pattern.unwrap_or_default();
-    let span = tracing::info_span!("http.request", %request_id, method = %request.method(), route);
+    let method = request.method().clone();
+    // Of the highest level, so that a line of any level is told with whose it is.
+    let span = tracing::error_span!(
+        "http.request", %request_id, method = known(method.as_str()), route, tenant = Empty, status = Empty
+    );
+    let whose = Whose::default();
+    request.extensions_mut().insert(RequestId(request_id));
+    request.extensions_mut().insert(whose.clone());
     let begun = app.clock.instant();
+    let answer =
+        answered(&app, request, next, &Around { request_id, form, route: &route, span: &span }).await;
+    let status = match &answer {
+        Ok(response) => response.status(),
+        Err(error) => error.as_response_error().status_code(),
+    };
+    let took = app.clock.instant().saturating_duration_since(begun);
+    let status = status.as_u16();
+    app.metrics.answered(&Answered {
+        tenant: whose.tenant(),
+        method: method.as_str(),
+        route: &route,
+        status,
+        took,
+    });
+    span.record("status", status);
+    span.in_scope(|| tracing::info!(status, milliseconds = took.as_millis(), "answered"));
+    answer
+}
 
-    let outcome = match count_address(&app, &request).await {
+/// What is known of a request before it is answered.
+struct Around<'a> {
+    request_id: Uuid,
+    form: Form,
+    route: &'a str,
+    span: &'a Span,
+}
+
+async fn answered(
+    app: &Data<App>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+    around: &Around<'_>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let Around { request_id, form, route, span } = *around;
+    let told = |problem| told(app, Answer { problem, form, request_id });
+    let outcome = match count_address(app, &request).await {
         Ok(()) => AssertUnwindSafe(next.call(request)).catch_unwind().instrument(span.clone()).await,
         Err(problem) => Ok(Err(problem.into())),
     };
@@ -52,19 +95,20 @@ pub(super) async fn edge(
         // Neither has a request any more: the answer is rendered whole.
         Ok(Err(error)) => {
             let problem = problem_of(&error);
-            return Err(span.in_scope(|| told(Answer { problem, form, request_id }).into()));
+            return Err(span.in_scope(|| told(problem).into()));
         }
         Err(_panic) => {
             let problem = Problem::internal("a handler panicked");
-            return Err(span.in_scope(|| told(Answer { problem, form, request_id }).into()));
+            return Err(span.in_scope(|| told(problem).into()));
         }
     };
     let mut response = match failed(&response) {
         Some(problem) => {
-            if problem.kind() == Kind::IsolationAlarm {
-                alarm(&app, response.request()).await;
+            let caller = response.request().extensions().get::<Caller>().cloned();
+            if let (Kind::IsolationAlarm, Some(caller)) = (problem.kind(), caller) {
+                alarm(app, &caller).instrument(span.clone()).await;
             }
-            let answer = span.in_scope(|| told(Answer { problem, form, request_id }));
+            let answer = span.in_scope(|| told(problem));
             response.into_response(answer.error_response())
         }
         None => response,
@@ -79,10 +123,6 @@ pub(super) async fn edge(
     if let Some(caller) = caller {
         caller.standings().tell(response.status(), response.headers_mut());
     }
-    let elapsed = app.clock.instant().saturating_duration_since(begun);
-    span.in_scope(|| {
-        tracing::info!(status = response.status().as_u16(), milliseconds = elapsed.as_millis(), "answered");
-    });
     Ok(response)
 }
 
@@ -112,9 +152,13 @@ fn problem_of(error: &Error) -> Problem {
     }
 }
 
-/// Logs an answer's causes, the one time that they are.
-fn told(answer: Answer) -> Answer {
+/// Counts a problem, and logs its causes, the one time that they are.
+fn told(app: &App, answer: Answer) -> Answer {
     let slug = answer.problem.kind().slug();
+    app.metrics.problem(slug);
+    if let Some(limit) = answer.problem.limit() {
+        app.metrics.limit(limit);
+    }
     if let Some(causes) = answer.problem.causes() {
         if answer.problem.status().is_server_error() {
             tracing::error!(slug, causes, "the request failed");
@@ -126,9 +170,7 @@ fn told(answer: Answer) -> Answer {
 }
 
 /// A foreign row stopped the request. The answer is the same whether the log takes the alarm or not.
-async fn alarm(app: &App, request: &HttpRequest) {
-    let caller = request.extensions().get::<Caller>().cloned();
-    let Some(caller) = caller else { return };
+pub(super) async fn alarm(app: &App, caller: &Caller) {
     let entry =
         AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
     if let Err(error) = app.audit.record_alarm(caller.scope(), entry).await {

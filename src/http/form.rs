@@ -28,13 +28,14 @@ pub(super) enum Form {
 }
 
 /// Our own routes among LightRAG's.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
     "/documents/{id}",
     "/documents/track_status/{track_id}/events",
     "/namespaces",
     "/jobs",
     "/admin",
     "/usage",
+    "/ready",
     "/auth/whoami",
 ];
 

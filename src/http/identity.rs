@@ -10,7 +10,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -18,10 +18,12 @@ use actix_web::web::Data;
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
+use tracing::Span;
 
 use super::limits::{self, Standings};
 use super::problem::{Kind, Problem};
 use super::state::App;
+use crate::domain::ids::TenantId;
 use crate::tenancy::{
     Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RefusalKind,
     RequestHints, TenantScope,
@@ -76,6 +78,24 @@ pub(super) type Gate = Shared<LocalBoxFuture<'static, Result<Identity, Problem>>
 
 struct GateSlot(Gate);
 
+/// Whose request it is, as soon as a credential says so; for the span and the metrics around it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Whose(Arc<OnceLock<TenantId>>);
+
+impl Whose {
+    /// The tenant, once it is known.
+    pub(super) fn tenant(&self) -> Option<TenantId> {
+        self.0.get().copied()
+    }
+
+    fn is(&self, tenant: TenantId) {
+        if self.0.set(tenant).is_ok() {
+            // The request's own, since nothing of a handler runs before the gate.
+            Span::current().record("tenant", tracing::field::display(tenant));
+        }
+    }
+}
+
 /// Puts a decision before all extractors that follow.
 pub(super) fn close_gate(
     request: &HttpRequest,
@@ -114,6 +134,7 @@ struct Head {
     address: Option<IpAddr>,
     /// Method and pattern of the route.
     attempted: Arc<str>,
+    whose: Whose,
 }
 
 fn values(headers: &HeaderMap, name: &HeaderName) -> Vec<HeaderValue> {
@@ -137,6 +158,7 @@ impl Head {
             peer: request.peer_addr().map(|peer| peer.ip()),
             address: limits::address(request),
             attempted: format!("{} {}", request.method(), request.match_pattern().unwrap_or_default()).into(),
+            whose: request.extensions().get::<Whose>().cloned().unwrap_or_default(),
         }
     }
 
@@ -190,6 +212,7 @@ async fn admit(
         Err(refusal) => return Err(turned_away(&app, &head, refusal).await),
     };
     let scope = authenticated.scope();
+    head.whose.is(scope.tenant());
     let standings = limits::count_request(&app, scope).await?;
     if let Err(denied) = allowed(scope) {
         return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied), &head.attempted).await));

@@ -47,7 +47,11 @@ pub(super) async fn count_address(app: &App, request: &ServiceRequest) -> Result
     request.extensions_mut().insert(ClientAddress(address));
     let limit = app.quotas.address_requests_per_minute;
     let standing = app.rates.count(&RateKey::Address(address), limit).await?;
-    over(&standing, || Problem::new(Kind::RateLimited).saying("Too many requests come from this address."))
+    over(&standing, || {
+        Problem::new(Kind::RateLimited)
+            .saying("Too many requests come from this address.")
+            .at_limit("address_requests")
+    })
 }
 
 /// Counts a request whose credential is to be refused.
@@ -59,7 +63,9 @@ pub(super) async fn count_refusal(app: &App, address: Option<IpAddr>) -> Result<
     let limit = app.quotas.address_refusals_per_minute;
     let standing = app.rates.count(&RateKey::Refused(address), limit).await?;
     over(&standing, || {
-        Problem::new(Kind::RateLimited).saying("Too many credentials from this address were refused.")
+        Problem::new(Kind::RateLimited)
+            .saying("Too many credentials from this address were refused.")
+            .at_limit("address_refusals")
     })
 }
 
@@ -87,11 +93,14 @@ pub(super) async fn count_request(app: &App, scope: &TenantScope) -> Result<Stan
         standings.push(("tenant", standing));
     }
     let standings = Standings(standings);
-    let wait = standings.0.iter().find_map(|(_, standing)| standing.wait);
-    app.meters.count(tenant, wait.is_some());
-    match wait {
+    let reached = standings.0.iter().find_map(|(name, standing)| Some((*name, standing.wait?)));
+    app.meters.count(tenant, reached.is_some());
+    match reached {
         None => Ok(standings),
-        Some(wait) => Err(standings.on(Problem::new(Kind::RateLimited).retry_after(wait))),
+        Some((name, wait)) => {
+            let limit = if name == "principal" { "principal_requests" } else { "requests" };
+            Err(standings.on(Problem::new(Kind::RateLimited).retry_after(wait).at_limit(limit)))
+        }
     }
 }
 

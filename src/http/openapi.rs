@@ -46,6 +46,7 @@ pub(super) struct ProblemBody {
     servers((url = "/")),
     paths(
         super::health::health,
+        super::ready::ready,
         super::auth::auth_status,
         super::auth::jwks,
         super::auth::verify,
@@ -78,6 +79,8 @@ pub(super) struct ProblemBody {
         super::admin::tenant_delete,
         super::admin::tenant_limits,
         super::admin::tenant_usage,
+        super::admin::tenant_metrics,
+        super::admin::tenant_top,
         super::admin::tenant_suspend,
         super::admin::tenant_resume,
         super::admin::key_create,

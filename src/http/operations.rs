@@ -69,6 +69,7 @@ const fn operator(method: &'static str, path: &'static str) -> Operation {
 /// Every operation of the server.
 pub const OPERATIONS: &[Operation] = &[
     open("get", "/health"),
+    open("get", "/ready"),
     open("get", "/auth-status"),
     open("get", "/.well-known/jwks.json"),
     any("get", "/auth/verify"),
@@ -101,6 +102,8 @@ pub const OPERATIONS: &[Operation] = &[
     operator("delete", "/admin/tenants/{id}"),
     operator("patch", "/admin/tenants/{id}/limits"),
     operator("get", "/admin/tenants/{id}/usage"),
+    operator("get", "/admin/tenants/{id}/metrics"),
+    operator("get", "/admin/top"),
     operator("post", "/admin/tenants/{id}/suspend"),
     operator("post", "/admin/tenants/{id}/resume"),
     operator("post", "/admin/tenants/{id}/keys"),

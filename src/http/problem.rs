@@ -149,6 +149,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
     headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<Arc<dyn StdError + Send + Sync>>,
+    limit: Option<&'static str>,
 }
 
 impl Problem {
@@ -168,6 +169,7 @@ impl Problem {
             retry_after,
             headers: Vec::new(),
             cause: None,
+            limit: None,
         }
     }
 
@@ -220,6 +222,17 @@ impl Problem {
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
+    }
+
+    /// The same problem, met at this limit; for metrics alone.
+    #[must_use]
+    pub(super) fn at_limit(self, limit: &'static str) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    /// The limit at which it was met.
+    pub(super) fn limit(&self) -> Option<&'static str> {
+        self.limit
     }
 
     /// The same problem with a header of its own, as `Allow`.

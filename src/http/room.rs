@@ -93,17 +93,18 @@ pub(super) fn queue_full() -> Problem {
     Problem::new(Kind::RateLimited)
         .saying("Too many of this tenant's documents wait to be processed.")
         .retry_after(std::time::Duration::from_secs(5))
+        .at_limit("queued_jobs")
 }
 
 /// More would be kept than the tenant may.
 pub(super) fn quota_reached(quota: Quota, limits: &Limits) -> Problem {
-    let (limit, what) = match quota {
-        Quota::Documents => (limits.documents, "documents"),
-        Quota::Bytes => (limits.bytes, "bytes of texts and files"),
+    let (name, limit, what) = match quota {
+        Quota::Documents => ("documents", limits.documents, "documents"),
+        Quota::Bytes => ("bytes", limits.bytes, "bytes of texts and files"),
     };
-    Problem::new(Kind::QuotaReached).saying(format!(
-        "This tenant keeps at most {limit} {what}. Delete some, or ask the operator for more."
-    ))
+    let words =
+        format!("This tenant keeps at most {limit} {what}. Delete some, or ask the operator for more.");
+    Problem::new(Kind::QuotaReached).saying(words).at_limit(name)
 }
 
 #[cfg(test)]

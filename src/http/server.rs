@@ -24,7 +24,10 @@ use super::problem::Problem;
 use super::settings::HttpSettings;
 use super::state::App;
 use super::tls::{Certificate, TlsError};
-use super::{admin, auth, documents, graph, health, jobs, namespaces, ollama, openai, openapi, query, usage};
+use super::{
+    admin, auth, documents, graph, health, jobs, metrics, namespaces, ollama, openai, openapi, query, ready,
+    usage,
+};
 
 /// The server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,7 @@ pub enum ServeError {
 /// The routes of tenants.
 fn tenants(config: &mut ServiceConfig) {
     health::routes(config);
+    ready::routes(config);
     auth::routes(config);
     documents::routes(config);
     jobs::routes(config);
@@ -105,6 +109,7 @@ pub(super) fn application(
 pub struct Serving {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
     scheme: &'static str,
     socket: Option<PathBuf>,
     handles: Vec<ServerHandle>,
@@ -114,7 +119,7 @@ pub struct Serving {
 }
 
 /// Begins to serve tenants on the configured address, and operators on the Unix socket (mode 0600) and, when
-/// configured, on an address.
+/// configured, on an address; likewise metrics.
 ///
 /// # Errors
 /// [`ServeError`]; then nothing is served.
@@ -139,6 +144,12 @@ pub fn serve(app: Arc<App>, admin_socket: Option<&Path>) -> Result<Serving, Serv
     if let Some(path) = admin_socket {
         servers.push(unix(&data, path)?);
     }
+    let mut metrics_address = None;
+    if let Some(wanted) = data.metrics_address {
+        let listener = listen(wanted)?;
+        metrics_address = Some(local(&listener, wanted)?);
+        servers.push(metrics::serve(&data, listener).map_err(failed(&wanted))?);
+    }
     let mut running = JoinSet::new();
     let mut handles = Vec::new();
     for server in servers {
@@ -151,7 +162,16 @@ pub fn serve(app: Arc<App>, admin_socket: Option<&Path>) -> Result<Serving, Serv
     if let Some(certificate) = certificate {
         following.spawn(certificate.follow());
     }
-    Ok(Serving { address, admin_address, scheme, socket, handles, running, _following: following })
+    Ok(Serving {
+        address,
+        admin_address,
+        metrics_address,
+        scheme,
+        socket,
+        handles,
+        running,
+        _following: following,
+    })
 }
 
 impl Serving {
@@ -165,6 +185,12 @@ impl Serving {
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// `http://ADDRESS` or `https://ADDRESS`.

@@ -27,6 +27,8 @@ pub struct HttpSettings {
     pub workers: usize,
     /// Connections at once, for each thread.
     pub max_connections: usize,
+    /// How long connections are taken after a stopping server is no longer ready, seconds.
+    pub drain_seconds: u64,
     /// How long an idle connection stays open, seconds.
     pub keep_alive_seconds: u64,
     /// How long a request's head may take to arrive, seconds.
@@ -91,6 +93,7 @@ impl Default for HttpSettings {
             admin_address: None,
             workers: 0,
             max_connections: 10_000,
+            drain_seconds: 0,
             keep_alive_seconds: 75,
             head_seconds: 10,
             body_seconds: 120,

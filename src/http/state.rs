@@ -1,6 +1,7 @@
 //! What every handler is given: the server's parts, built by the composition root.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::inference::{Embedder, LanguageModel};
 use crate::retrieval::Engine;
 use crate::store::audit::Audit;
 use crate::store::{Corpus, RateLimiter, Stores};
+use crate::telemetry::{Metrics, Readiness};
 use crate::tenancy::{Authenticator, KeyPepper, LimitSettings, TenantScope, TokenSigner};
 
 /// The parts of a running server.
@@ -60,6 +62,12 @@ pub struct App {
     pub on_change: Arc<dyn Fn(&Corpus) + Send + Sync>,
     /// What is counted here, over all requests.
     pub meters: Meters,
+    /// What is counted here for Prometheus.
+    pub metrics: Arc<Metrics>,
+    /// Where that is served; absent: nowhere.
+    pub metrics_address: Option<SocketAddr>,
+    /// Whether requests should be sent here.
+    pub readiness: Arc<Readiness>,
 }
 
 impl App {

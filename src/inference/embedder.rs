@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use fastembed::TextEmbedding;
 use parking_lot::{Condvar, Mutex};
@@ -89,6 +91,25 @@ pub struct ModelInfo {
     pub max_tokens: usize,
 }
 
+/// What one of a model's sessions has done since the start, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionCounts {
+    /// `questions` or `documents`.
+    pub session: &'static str,
+    /// Texts embedded.
+    pub texts: u64,
+    /// Time that the model ran, microseconds.
+    pub busy_us: u64,
+    /// Batches that wait.
+    pub waiting: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    texts: AtomicU64,
+    busy_us: AtomicU64,
+}
+
 /// The embedding model. Vectors have unit length.
 #[derive(Clone)]
 pub struct Embedder {
@@ -147,6 +168,25 @@ impl Embedder {
         &self.info
     }
 
+    /// What its sessions have done.
+    #[must_use]
+    pub fn counts(&self) -> [SessionCounts; 2] {
+        [("questions", &self.questions), ("documents", &self.documents)].map(|(session, lane)| {
+            SessionCounts {
+                session,
+                texts: lane.counters.texts.load(Ordering::Relaxed),
+                busy_us: lane.counters.busy_us.load(Ordering::Relaxed),
+                waiting: lane.shared.0.lock().count as u64,
+            }
+        })
+    }
+
+    /// Whether both of its threads run.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        [&self.questions, &self.documents].iter().all(|lane| !lane.thread.is_finished())
+    }
+
     /// The model's own tokenizer, neither truncating nor padding.
     #[must_use]
     pub fn tokenizer(&self) -> Arc<Tokenizer> {
@@ -157,6 +197,7 @@ impl Embedder {
     ///
     /// # Errors
     /// [`EmbedderError::Busy`], `Model` or `Stopped`.
+    #[tracing::instrument(name = "inference.embed_question", skip_all, fields(%tenant))]
     pub async fn embed_question(
         &self,
         tenant: TenantId,
@@ -171,6 +212,7 @@ impl Embedder {
     ///
     /// # Errors
     /// [`EmbedderError::Model`] or `Stopped`.
+    #[tracing::instrument(name = "inference.embed_documents", skip_all, fields(%tenant))]
     pub async fn embed_documents(
         &self,
         tenant: TenantId,
@@ -331,6 +373,8 @@ struct Lane {
     shared: Arc<(Mutex<Waiting>, Condvar)>,
     dimension: usize,
     bound: usize,
+    counters: Arc<Counters>,
+    thread: Arc<thread::JoinHandle<()>>,
     _stop: Arc<StopOnDrop>,
 }
 
@@ -372,17 +416,20 @@ impl Lane {
                 .map_err(|error| EmbedderError::Model(format!("{}: {error}", folder.display())))?;
             model = Model::Remembering(Box::new(model), cache);
         }
-        thread::Builder::new()
+        let counters = Arc::<Counters>::default();
+        let counted = Arc::clone(&counters);
+        let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 if background {
                     lower_priority();
                 }
-                serve(&lane, &mut model);
+                serve(&lane, &mut model, &counted);
             })
             .map_err(|error| EmbedderError::Model(error.to_string()))?;
         let stop = Arc::new(StopOnDrop(Arc::clone(&shared)));
-        Ok(Self { shared, dimension, bound: settings.queue, _stop: stop })
+        let (bound, thread) = (settings.queue, Arc::new(thread));
+        Ok(Self { shared, dimension, bound, counters, thread, _stop: stop })
     }
 
     async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Reply {
@@ -412,7 +459,7 @@ fn lower_priority() {
     }
 }
 
-fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model) {
+fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Counters) {
     loop {
         let batch = {
             let mut waiting = shared.0.lock();
@@ -429,7 +476,12 @@ fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model) {
         };
         // Whoever asked may have gone.
         if !batch.reply.is_closed() {
-            let _ = batch.reply.send(model.embed(&batch.texts));
+            let begun = Instant::now();
+            let vectors = model.embed(&batch.texts);
+            let busy = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            counters.busy_us.fetch_add(busy, Ordering::Relaxed);
+            counters.texts.fetch_add(batch.texts.len() as u64, Ordering::Relaxed);
+            let _ = batch.reply.send(vectors);
         }
     }
 }

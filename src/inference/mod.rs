@@ -10,6 +10,6 @@ mod language_model;
 mod models;
 mod vector_cache;
 
-pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel};
+pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel, SessionCounts};
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
 pub use models::Models;

@@ -12,6 +12,8 @@ pub struct Stages {
     embedding: AtomicU64,
     commit: AtomicU64,
     chunks: AtomicU64,
+    documents: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// A reading of [`Stages`].
@@ -25,6 +27,10 @@ pub struct StageTimes {
     pub commit_us: u64,
     /// Chunks that went through.
     pub chunks: u64,
+    /// Documents that went through.
+    pub documents: u64,
+    /// Documents that failed for good.
+    pub failed: u64,
 }
 
 /// Follows one batch through its stages.
@@ -44,7 +50,14 @@ impl Stages {
             embedding_us: read(&self.embedding),
             commit_us: read(&self.commit),
             chunks: read(&self.chunks),
+            documents: read(&self.documents),
+            failed: read(&self.failed),
         }
+    }
+
+    /// A document failed for good.
+    pub(super) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A batch begins.
@@ -62,8 +75,9 @@ impl Watch<'_> {
         self.add(&self.stages.embedding);
     }
 
-    pub(super) fn committed(&mut self, chunks: usize) {
+    pub(super) fn committed(&mut self, documents: usize, chunks: usize) {
         self.add(&self.stages.commit);
+        self.stages.documents.fetch_add(documents as u64, Ordering::Relaxed);
         self.stages.chunks.fetch_add(chunks as u64, Ordering::Relaxed);
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::places::{Place, Places};
@@ -172,10 +173,13 @@ impl Workers {
             };
             let batch = Batch { jobs, turn: Turn { slot: Some(slot), place, stop: stop.clone() } };
             let workers = self.clone();
-            running.spawn(async move {
+            let tenant = batch.jobs.first().map(|job| job.tenant);
+            let span = tracing::error_span!("jobs.batch", tenant = tenant.map(tracing::field::display));
+            let work = async move {
                 workers.batch(batch).await;
                 workers.wake.notify_one();
-            });
+            };
+            running.spawn(work.instrument(span));
         }
         running.close();
         running.wait().await;
@@ -292,6 +296,7 @@ impl Workers {
         for job in spent {
             let reason = format!("given up after {} attempts that did not end", self.settings.max_attempts);
             corpus.job_fail(job.job, job.lease, &reason).await?;
+            self.stages.failed();
         }
         let fresh: Vec<LeasedJob> = fresh.into_iter().cloned().collect();
         let tasks = corpus.job_open(&fresh).await?;
@@ -330,7 +335,9 @@ impl Workers {
             .map(|(task, _)| task.document_id.clone())
             .collect();
         let known = corpus.embedding_list(&replaced).await?;
-        self.embed(&held, pipeline, &mut documents, &known).await?;
+        if !self.embed(&held, pipeline, &mut documents, &known, &turn.stop).await? {
+            return Ok(self.stores.job_release(&fresh, Duration::ZERO).await?);
+        }
         let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
         crash_point("embedded");
         watch.embedded();
@@ -350,7 +357,7 @@ impl Workers {
             return Ok(());
         }
         corpus.documents_commit_with(&documents, second.as_ref()).await?;
-        watch.committed(documents.iter().map(|document| document.chunks.len()).sum());
+        watch.committed(documents.len(), documents.iter().map(|document| document.chunks.len()).sum());
         crash_point("committed");
         self.projector.kick(&corpus);
 
@@ -376,14 +383,16 @@ impl Workers {
         Ok(Some(SecondVectors { model: model.clone(), vectors: std::iter::zip(ids, vectors).collect() }))
     }
 
-    /// Embeds the chunks of a batch, those of like length together, and reports now and then.
+    /// Embeds the chunks of a batch, those of like length together, and reports now and then. Whether it came to
+    /// the end: a server that stops gives its work back instead.
     async fn embed(
         &self,
         held: &Held<'_>,
         pipeline: &Pipeline,
         documents: &mut [(IngestTask, Drafts)],
         known: &HashMap<[u8; 16], Vec<f32>>,
-    ) -> Result<(), ProcessError> {
+        stop: &CancellationToken,
+    ) -> Result<bool, ProcessError> {
         let mut drafts: Vec<&mut Draft> =
             documents.iter_mut().flat_map(|(_, drafts)| drafts.chunks.iter_mut()).collect();
         drafts.sort_by_key(|draft| draft.model_text.len());
@@ -392,6 +401,9 @@ impl Workers {
         let mut reported = begun;
         let mut done = 0;
         for slice in drafts.chunks_mut(self.settings.progress_chunks.max(1)) {
+            if stop.is_cancelled() {
+                return Ok(false);
+            }
             let size = i64::try_from(slice.len()).unwrap_or(i64::MAX);
             pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
             done += size;
@@ -401,11 +413,11 @@ impl Workers {
                 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
                 let rate = done as f32 / now.duration_since(begun).as_secs_f32();
                 if held.report(Progress { stage: Status::Processing, done, total, rate }).await? == 0 {
-                    return Ok(());
+                    return Ok(true);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Ends a task that cannot succeed; puts one back that may.
@@ -422,6 +434,7 @@ impl Workers {
         tracing::info!(job = %task.job, attempts, error = error as &dyn std::error::Error, "a document was not processed");
         if most.is_some_and(|most| attempts >= most) {
             corpus.job_fail(task.job, task.lease, &error.to_string()).await?;
+            self.stages.failed();
         } else if let Some(job) = job {
             self.put_back_once(std::slice::from_ref(job), error).await?;
         }

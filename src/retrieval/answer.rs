@@ -39,6 +39,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`RetrievalError::Embed`].
+    #[tracing::instrument(name = "retrieval.quote", skip_all, fields(tenant = %reader.scope().tenant()))]
     pub async fn quote(
         &self,
         reader: &TenantReader,

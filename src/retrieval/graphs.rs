@@ -146,6 +146,7 @@ fn chunk(row: GraphRow) -> GraphChunk {
 
 impl Engine {
     /// Ranks by the graph what search found. `None`, and said so, when there is no graph to be had.
+    #[tracing::instrument(name = "retrieval.walk", skip_all, fields(tenant = %ranking.corpus.partition().tenant()))]
     pub(super) async fn walk(
         &self,
         ranking: &Ranking,

@@ -40,6 +40,7 @@ pub(super) fn own_hits(
 }
 
 /// Reads the rows of the best candidates until `wanted` are there or none is left.
+#[tracing::instrument(name = "retrieval.rows", skip_all, fields(tenant = %corpus.partition().tenant()))]
 pub(super) async fn rows(
     corpus: &Corpus,
     candidates: &[(ChunkId, f32)],

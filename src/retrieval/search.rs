@@ -35,6 +35,7 @@ struct Ahead {
 
 impl Engine {
     /// Ranks the chunks of a namespace; `None` when there is no such namespace.
+    #[tracing::instrument(name = "retrieval.rank", skip_all, fields(tenant = %reader.scope().tenant()))]
     pub(super) async fn rank(
         &self,
         reader: &TenantReader,

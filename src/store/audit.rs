@@ -25,6 +25,7 @@ use crate::domain::audit::{
 };
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
+use crate::telemetry::{AlarmKind, Alarms};
 use crate::tenancy::{Administer, OperatorScope, Permit, Principal, Refusal, TenantScope};
 use writer::{Message, Writer};
 
@@ -115,6 +116,7 @@ pub struct Audit {
     sender: mpsc::Sender<Message>,
     counters: Arc<Counters>,
     settings: Arc<AuditSettings>,
+    alarms: Option<Alarms>,
 }
 
 impl std::fmt::Debug for Audit {
@@ -148,7 +150,13 @@ impl Audit {
         };
         tokio::spawn(writer.run());
         let digest = Hmac::new_from_slice(key).expect("HMAC takes a key of any length");
-        Self { log, clock, digest, sender, counters, settings }
+        Self { log, clock, digest, sender, counters, settings, alarms: None }
+    }
+
+    /// The same log, whose alarms are raised here too.
+    #[must_use]
+    pub fn with_alarms(self, alarms: Alarms) -> Self {
+        Self { alarms: Some(alarms), ..self }
     }
 
     /// The keyed hash by which the log names a query's text. The same text of two tenants has two hashes.
@@ -220,12 +228,17 @@ impl Audit {
         self.write(vec![self.event(facts.tenant, principal, entry)]).await
     }
 
-    /// Writes an alarm: into the deployment's log with all that is known, into the caller's own without
-    /// identifiers, which may be a neighbour's.
+    /// Raises an alarm, and writes it: into the deployment's log with all that is known, into the caller's own
+    /// without identifiers, which may be a neighbour's.
     ///
     /// # Errors
     /// As [`Audit::record_now`]. The request fails in any case.
     pub async fn record_alarm(&self, scope: &TenantScope, entry: AuditEntry) -> Result<(), StoreError> {
+        if let Some(alarms) = &self.alarms {
+            let stopped = entry.decision == Decision::Denied;
+            let kind = if stopped { AlarmKind::RequestStopped } else { AlarmKind::RowsDropped };
+            alarms.raise(kind, scope.tenant(), &entry.action, entry.rows_dropped);
+        }
         let principal = scope.principal().as_str();
         let own = self.event(Some(scope.tenant()), principal, entry.without_names());
         let entry =

@@ -131,6 +131,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
     let reason = || json!({"reason": "a test"});
     Some(match operation.name().as_str() {
         "get /health"
+        | "get /ready"
         | "get /auth-status"
         | "get /.well-known/jwks.json"
         | "get /auth/verify"
@@ -143,6 +144,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "get /api/version"
         | "get /api/tags"
         | "get /api/ps"
+        | "get /admin/top"
         | "get /admin/tenants" => vec![get(path).changing()],
         "post /documents/text" => {
             vec![with(path, json!({"text": "A memo about the tide."})).changing()]
@@ -211,7 +213,10 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         }
         "post /admin/tenants" => vec![with(path, json!({"name": "Mallory", "reason": "a test"}))],
         "post /admin/operators" => vec![with(path, json!({"name": "mallory", "reason": "a test"}))],
-        "get /admin/tenants/{id}" | "get /admin/tenants/{id}/keys" | "get /admin/tenants/{id}/usage" => {
+        "get /admin/tenants/{id}"
+        | "get /admin/tenants/{id}/keys"
+        | "get /admin/tenants/{id}/metrics"
+        | "get /admin/tenants/{id}/usage" => {
             vec![get(path.replace("{id}", &ids.tenant))]
         }
         "delete /admin/tenants/{id}"

@@ -19,7 +19,7 @@ const WITHOUT_TENANT: [(&str, &str); 2] = [
 const WITHOUT_ROW_SECURITY: &str = "_sqlx_migrations";
 
 /// Policies that show rows of several tenants, with the roles and the reason.
-const ACROSS_TENANTS: [(&str, &str, &str); 7] = [
+const ACROSS_TENANTS: [(&str, &str, &str); 8] = [
     ("tenant", "auth,control", "a credential is looked up before its tenant is known; control makes tenants"),
     ("api_key", "auth,control", "a credential is looked up before its tenant is known; control makes keys"),
     ("operator_key", "auth,control", "operators belong to the deployment"),
@@ -27,6 +27,7 @@ const ACROSS_TENANTS: [(&str, &str, &str); 7] = [
     ("namespace", "dispatch", "positions of histories, by column grants"),
     ("consumer", "dispatch", "positions of projections, by column grants"),
     ("outbox", "dispatch", "positions of histories, by column grants"),
+    ("tenant_usage", "control", "operators compare what tenants keep: ids and numbers"),
 ];
 
 /// Indexes that are not led by the tenant, with the reason.

@@ -1,18 +1,22 @@
 //! The last line, over a whole server: points that do not belong into a shard, with the shard's own filter on and off.
 
 use bulkhead::domain::audit::{AuditKind, Decision};
-use bulkhead::domain::clock::SystemClock;
+use bulkhead::domain::clock::{Clock as _, SystemClock};
 use bulkhead::domain::ids::{ChunkId, IdSource as _, NamespaceId, SystemIds, TenantId};
 use bulkhead::store::Partition;
 use bulkhead::store::vector::{Point, Terms};
+use hmac::{Hmac, Mac as _};
 use serde_json::{Value, json};
+use sha2::Sha256;
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use crate::audit_trail::Trail;
 use crate::oracle::assert_without;
 use crate::place::connect;
+use crate::receiver::Receiver;
 use crate::server::{Answer, PATIENCE, Tenant, TestServer, new_folder, random, text};
 
 const QUESTION: &str = "Who keeps the light at Pier Nine?";
@@ -28,7 +32,7 @@ struct Ground {
 }
 
 impl Ground {
-    async fn new(name: &'static str, further: &'static str) -> Self {
+    async fn new(name: &'static str, further: &str) -> Self {
         let further = format!("embedding.model = 'hashing'\n{further}");
         let start = move || TestServer::start(&new_folder(name), &further);
         let server = tokio::task::spawn_blocking(start).await.expect("a server");
@@ -225,6 +229,73 @@ async fn a_foreign_point_stops_the_request_with_an_alarm_and_not_another_word() 
 
     ground.server.laboratory.index.laboratory_filter_off(false);
     assert_eq!(chunk_ids(&ground.ask(alice, 20).await), before);
+    ground.end().await;
+}
+
+#[tokio::test]
+async fn an_alarm_reaches_the_webhook_signed_and_without_text_though_the_receiver_fails_at_first() {
+    const SECRET: &str = "a secret of the test's own";
+    let receiver = Receiver::answering(&[500, 429]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET).expect("written");
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("closed");
+    let further = format!(
+        "node = 'harbour-1'\ntelemetry.metrics_address = '127.0.0.1:0'\n\
+         telemetry.webhook.url = '{}/hook'\ntelemetry.webhook.secret_file = '{}'\n",
+        receiver.url,
+        secret.display()
+    );
+    let ground = Ground::new("webhook", &further).await;
+    let (alice, bob) = (&ground.alice, &ground.bob);
+    let bobs = ground.partition(bob).await;
+    for point in ground.points(bob).await {
+        ground.plant(&bobs, point).await;
+    }
+    ground.server.laboratory.index.laboratory_filter_off(true);
+    assert_eq!(ground.ask(alice, 20).await.status, 500);
+    // A stream that has begun when the alarm comes tells it as its last line, and raises it all the same.
+    let stream = json!({"query": QUESTION, "mode": "naive", "include_progress": true});
+    let streamed = alice.reader.send("POST", "/query/stream", &stream).await;
+    assert!(streamed.status == 200 && streamed.text().contains("isolation-alarm"), "{}", streamed.text());
+    ground.without_bob("a stream", &streamed);
+    assert_eq!(ground.alarms(Some(&alice.id)).await.len(), 2);
+
+    // The first is tried three times, then the second comes.
+    let sent = receiver.at_least(4).await;
+    assert_eq!(sent.len(), 4);
+    let bodies: Vec<Value> =
+        sent.iter().map(|sent| serde_json::from_slice(&sent.body).expect("JSON")).collect();
+    let ids: Vec<&str> = bodies.iter().filter_map(|body| body["id"].as_str()).collect();
+    assert!(ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
+    for (sent, body) in std::iter::zip(&sent, &bodies) {
+        let fields: Vec<&str> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(fields, ["action", "at", "id", "kind", "node", "rows", "tenant_id"]);
+        assert_eq!((&body["kind"], &body["tenant_id"]), (&json!("request_stopped"), &json!(alice.id)));
+        assert_eq!((&body["node"], &body["action"]), (&json!("harbour-1"), &json!("request.stopped")));
+        assert_without(body.to_string(), ground.bobs.iter().map(String::as_str), "an alarm");
+        let signature = &sent.headers["x-bulkhead-signature"];
+        let (time, digest) =
+            signature.strip_prefix("t=").and_then(|rest| rest.split_once(",v1=")).expect("both");
+        let mut own = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("a key");
+        own.update(time.as_bytes());
+        own.update(b".");
+        own.update(&sent.body);
+        assert_eq!(hex::encode(own.finalize().into_bytes()), digest);
+        let age = SystemClock.now().timestamp() - time.parse::<i64>().expect("seconds");
+        assert!((0..120).contains(&age), "{age}");
+    }
+    let url = format!("{}/metrics", ground.server.metrics.as_ref().expect("metrics"));
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let page = reqwest::get(&url).await.expect("an answer").text().await.expect("a page");
+        assert!(page.contains("bulkhead_alarms_total{kind=\"request_stopped\"} 2"), "{page}");
+        if page.contains("bulkhead_webhook_alarms_total{outcome=\"delivered\"} 2") {
+            break;
+        }
+        assert!(Instant::now() < until, "{page}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     ground.end().await;
 }
 

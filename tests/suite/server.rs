@@ -67,6 +67,8 @@ pub fn new_folder(name: &str) -> PathBuf {
 pub struct TestServer {
     pub url: String,
     pub data_dir: PathBuf,
+    /// Where metrics are served, when the settings say so.
+    pub metrics: Option<String>,
     #[cfg(feature = "laboratory")]
     pub laboratory: bulkhead::app::Laboratory,
     stop: oneshot::Sender<()>,
@@ -85,9 +87,9 @@ impl TestServer {
             threads.block_on(async move {
                 let server = Server::build(settings).await.expect("a server");
                 #[cfg(feature = "laboratory")]
-                let told = (server.address(), server.laboratory());
+                let told = (server.address(), server.metrics_address(), server.laboratory());
                 #[cfg(not(feature = "laboratory"))]
-                let told = (server.address(), ());
+                let told = (server.address(), server.metrics_address(), ());
                 tell.send(told).expect("somebody waits");
                 // Of the shared server the other end is never dropped: it ends with the process.
                 let _ended = stopped.await;
@@ -96,12 +98,13 @@ impl TestServer {
         });
         let thread = thread.expect("a thread");
         #[cfg(feature = "laboratory")]
-        let (address, laboratory) = told.recv().expect("the server starts");
+        let (address, metrics, laboratory) = told.recv().expect("the server starts");
         #[cfg(not(feature = "laboratory"))]
-        let (address, ()) = told.recv().expect("the server starts");
+        let (address, metrics, ()) = told.recv().expect("the server starts");
         Self {
             url: format!("http://{address}"),
             data_dir,
+            metrics: metrics.map(|address| format!("http://{address}")),
             #[cfg(feature = "laboratory")]
             laboratory,
             stop,

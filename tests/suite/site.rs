@@ -14,6 +14,7 @@ use bulkhead::retrieval::Engine;
 use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::{Audit, AuditSettings};
+use bulkhead::telemetry::Metrics;
 use bulkhead::tenancy::{
     ApiKey, AuthSettings, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, Permit, TokenSigner,
     Write, reauthorise,
@@ -155,6 +156,9 @@ impl Site {
             configuration: json!({}),
             wake: Arc::default(),
             on_change: Arc::new(|_| ()),
+            metrics: Arc::new(Metrics::new(2, 10, Arc::new(SystemClock))),
+            metrics_address: None,
+            readiness: Arc::default(),
         };
         let socket = folder.path().join("admin.sock");
         let serving = serve(Arc::new(app), Some(&socket)).expect("served");

@@ -4,6 +4,7 @@
 
 mod keys;
 mod limits;
+mod metrics;
 mod models;
 mod tenants;
 
@@ -19,6 +20,7 @@ pub(super) use keys::{
     key_create, key_list, key_revoke, operator_create, token_create,
 };
 pub(super) use limits::{__path_tenant_limits, __path_tenant_usage, tenant_limits, tenant_usage};
+pub(super) use metrics::{__path_tenant_metrics, __path_tenant_top, tenant_metrics, tenant_top};
 pub(super) use models::{__path_reembed_create, __path_reembed_get, reembed_create, reembed_get};
 pub(super) use tenants::{
     __path_tenant_create, __path_tenant_delete, __path_tenant_get, __path_tenant_list, __path_tenant_resume,
@@ -119,6 +121,8 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/tenants/{id}/suspend").route(web::post().to(tenant_suspend)))
         .service(web::resource("/admin/tenants/{id}/limits").route(web::patch().to(tenant_limits)))
         .service(web::resource("/admin/tenants/{id}/usage").route(web::get().to(tenant_usage)))
+        .service(web::resource("/admin/tenants/{id}/metrics").route(web::get().to(tenant_metrics)))
+        .service(web::resource("/admin/top").route(web::get().to(tenant_top)))
         .service(web::resource("/admin/tenants/{id}/resume").route(web::post().to(tenant_resume)))
         .service(
             web::resource("/admin/tenants/{id}/keys")

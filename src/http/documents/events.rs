@@ -49,7 +49,9 @@ pub(in crate::http) async fn track_events(
         return Err(Problem::not_found());
     }
     let place = app.meters.stream(permit.scope().tenant()).ok_or_else(|| {
-        Problem::new(Kind::RateLimited).saying("This tenant has as many event streams as it may.")
+        Problem::new(Kind::RateLimited)
+            .saying("This tenant has as many event streams as it may.")
+            .at_limit("streams")
     })?;
     let now = app.clock.instant();
     let mut stream = Progress {

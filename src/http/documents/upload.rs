@@ -73,7 +73,7 @@ pub(in crate::http) async fn upload(
     let corpus = corpus_writer(&app, &permit, &namespace).await?;
     let _place = app.meters.upload(permit.scope().tenant()).ok_or_else(|| {
         let detail = "Too many files are being received; try again in a moment.";
-        Problem::new(Kind::RateLimited).saying(detail)
+        Problem::new(Kind::RateLimited).saying(detail).at_limit("uploads")
     })?;
     let (name, bytes) = receive(&app, &corpus, &key, form).await?;
     still_let_in(&app, &caller).await?;

@@ -24,6 +24,7 @@ use crate::inference::{LanguageModel, Message};
 use crate::retrieval::answer::{NOTHING_FOUND, context, prompt};
 use crate::retrieval::{Answer, Material, Stage};
 use crate::store::TenantReader;
+use crate::telemetry::metrics::Outcome;
 use crate::tenancy::{Permit, Read};
 
 /// Characters of a token, on the average; for budgets and counts that need no exact number.
@@ -93,10 +94,20 @@ impl Asking {
 
     /// The same, and `begun` is told of each stage as it begins.
     pub(crate) async fn find_telling(&self, begun: &(dyn Fn(Stage) + Sync)) -> Result<Found, Problem> {
+        let asked = self.app.clock.instant();
+        let found = self.find_counted(begun).await;
+        let outcome = if found.is_ok() { Outcome::Found } else { Outcome::Failed };
+        let took = self.app.clock.instant().saturating_duration_since(asked);
+        self.app.metrics.question(self.asked.question.mode.name(), outcome, took);
+        found
+    }
+
+    async fn find_counted(&self, begun: &(dyn Fn(Stage) + Sync)) -> Result<Found, Problem> {
         self.wait_for_turn().await?;
         match self.retrieve(begun).await {
             Ok(material) => {
                 let metadata = &material.metadata;
+                self.app.metrics.degraded(&metadata.degraded, metadata.stale);
                 let dropped = metadata.stale + metadata.foreign;
                 let entry = self
                     .entry(Decision::Allowed)
@@ -162,7 +173,6 @@ impl Asking {
         let entry = AuditEntry::new(AuditKind::Alarm, self.action, Decision::Allowed)
             .because("foreign rows were dropped")
             .dropping(rows as u64);
-        tracing::error!(tenant = %self.caller.scope().tenant(), rows, "rows of another partition were dropped");
         if let Err(error) = self.app.audit.record_alarm(self.caller.scope(), entry).await {
             tracing::error!(error = &error as &dyn std::error::Error, "an alarm is not in the audit log");
         }
@@ -242,7 +252,9 @@ impl Asking {
 }
 
 fn too_many() -> Problem {
-    Problem::new(Kind::RateLimited).saying("Too many of this tenant's questions are being answered.")
+    Problem::new(Kind::RateLimited)
+        .saying("Too many of this tenant's questions are being answered.")
+        .at_limit("queries")
 }
 
 /// What a language model answers.

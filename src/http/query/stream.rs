@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use crate::http::edge::alarm;
 use crate::http::form::openai_error;
 use crate::http::identity::Caller;
-use crate::http::problem::Problem;
+use crate::http::problem::{Kind, Problem};
 use crate::http::state::App;
 use crate::http::watch::while_valid;
 
@@ -123,6 +124,10 @@ where
         });
         if let Err(problem) = while_valid(&app, &caller, work).await {
             let slug = problem.kind().slug();
+            app.metrics.problem(slug);
+            if problem.kind() == Kind::IsolationAlarm {
+                alarm(&app, &caller).await;
+            }
             tracing::warn!(slug, causes = problem.causes(), "a stream ended with an error");
             let _gone = last.raw(framing.error(&problem)).await;
         }

@@ -25,6 +25,7 @@ use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
 use crate::store::uploads::Uploads;
 use crate::store::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
 use crate::store::{Audit, AuditLog, AuditSettings, ErrorKind, Partition, StoreError, Stores};
+use crate::telemetry::{Metrics, Readiness};
 use crate::tenancy::{
     ApiKey, AuthSettings, Authenticator, Directory, DirectoryError, KeyKind, KeyPepper, KeyRecord,
     LimitSettings, OperatorRecord, Role, TenantRecord, TenantState, TokenSigner,
@@ -232,6 +233,8 @@ impl World {
         let memory = Arc::new(Memory::default());
         let log: Arc<dyn AuditLog> = Arc::<Memory>::clone(&memory);
         let embedder = Embedder::load(&hashing()).expect("the model's tokenizer; `make setup` brings it");
+        let ready = Readiness::default();
+        ready.note(true);
         let app = App {
             engine: Engine::new(
                 embedder.clone(),
@@ -259,6 +262,9 @@ impl World {
             configuration: serde_json::json!({}),
             wake: Arc::default(),
             on_change: Arc::new(|_| ()),
+            metrics: Arc::new(Metrics::new(2, 10, Arc::new(SystemClock))),
+            metrics_address: None,
+            readiness: Arc::new(ready),
         };
         Self {
             data: Data::new(app),

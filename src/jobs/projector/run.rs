@@ -29,6 +29,7 @@ fn stopping() -> StoreError {
 impl Inner {
     /// A run that somebody waits for. Also tells whether the index wants to be written anew, which is left to
     /// the background.
+    #[tracing::instrument(name = "jobs.project", level = "error", skip_all, fields(tenant = %corpus.partition().tenant()))]
     pub(super) async fn project(&self, corpus: &Corpus) -> (Result<Seq, StoreError>, bool) {
         let lane = self.lane(super::place_of(corpus));
         let ticket = lane.ticket();
@@ -47,6 +48,7 @@ impl Inner {
     }
 
     /// A run that nobody waits for: looks the tenant up again, opens the namespace and projects it.
+    #[tracing::instrument(name = "jobs.project", level = "error", skip_all, fields(tenant = %place.0))]
     pub(super) async fn background(&self, place: Place, order: Order) {
         let lane = self.lane(place);
         let mut state = lane.state.lock().await;

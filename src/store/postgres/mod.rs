@@ -36,9 +36,10 @@ pub mod usage;
 
 use std::sync::Arc;
 
+use error::failed;
 use partitions::VectorSettings;
 use pools::{Lane, Pools};
-pub use pools::{PoolSettings, RoleAddresses};
+pub use pools::{PoolSettings, PoolUse, RoleAddresses};
 use sqlx::postgres::PgConnectOptions;
 use transaction::{Plans, TenantTransaction};
 
@@ -107,6 +108,21 @@ impl Postgres {
             Lane::Deployment => &self.pools.deployment,
         };
         TenantTransaction::begin(pool, tenant, plans).await
+    }
+
+    /// How each pool is used.
+    #[must_use]
+    pub fn pool_uses(&self) -> [PoolUse; 6] {
+        self.pools.uses()
+    }
+
+    /// Asks whether the database answers, over the connections that every request needs first.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("select 1").execute(&self.pools.auth).await.map_err(failed("ping"))?;
+        Ok(())
     }
 
     /// Closes every connection, after the work that holds one is done.

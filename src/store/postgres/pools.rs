@@ -86,6 +86,19 @@ impl TenantPool {
     }
 }
 
+/// How a pool is used at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Its name.
+    pub name: &'static str,
+    /// Connections that somebody holds.
+    pub busy: u32,
+    /// Connections that wait to be used.
+    pub idle: u32,
+    /// The most that there may be.
+    pub most: u32,
+}
+
 /// All pools of a server.
 #[derive(Clone)]
 pub(in crate::store) struct Pools {
@@ -122,6 +135,23 @@ impl Pools {
             dispatch: pool(addresses.dispatch.clone(), 2, Duration::from_secs(10)),
             control,
         }
+    }
+
+    /// How each is used. The deployment's audit log has no pool of its own.
+    pub(super) fn uses(&self) -> [PoolUse; 6] {
+        [
+            ("query", &self.query.pool),
+            ("ingest", &self.ingest.pool),
+            ("audit", &self.audit.pool),
+            ("auth", &self.auth),
+            ("dispatch", &self.dispatch),
+            ("control", &self.control),
+        ]
+        .map(|(name, pool)| {
+            let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+            let most = pool.options().get_max_connections();
+            PoolUse { name, busy: pool.size().saturating_sub(idle), idle, most }
+        })
     }
 
     pub(in crate::store) async fn close(&self) {

@@ -3,7 +3,10 @@
 //! **Invariant:** a tenant's row is the last that a transaction locks, so that nobody waits for it while others
 //! wait for him; under that lock a limit is compared with what is, and two writers cannot both take the last place.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::error::failed;
 use super::pools::Lane;
@@ -24,7 +27,7 @@ pub enum Quota {
 }
 
 /// What a tenant keeps, and its queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Documents, in every state.
     pub documents: i64,
@@ -103,6 +106,45 @@ impl Stores {
         let usage = read(&mut tx, tenant).await?;
         tx.commit().await?;
         Ok(usage)
+    }
+}
+
+impl Stores {
+    /// What each tenant keeps, and its queue: numbers alone, of at most `limit` tenants, those that keep the most
+    /// and those that have the longest queues. Two statements, whatever the number of tenants.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn usage_list(&self, limit: i64) -> Result<HashMap<TenantId, Usage>, StoreError> {
+        const OPERATION: &str = "usage.list";
+        let pools = &self.postgres().pools;
+        let kept: Vec<(Uuid, i64, i64)> = sqlx::query_as(
+            "select u.tenant_id, u.documents, u.bytes from tenant_usage u
+             join tenant t on t.tenant_id = u.tenant_id and t.state <> 'deleted'
+             order by u.bytes desc limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&pools.control)
+        .await
+        .map_err(failed(OPERATION))?;
+        let queues: Vec<(Uuid, i64, i64)> = sqlx::query_as(
+            "select tenant_id, count(*) filter (where state = 'queued'), count(*) filter (where state = 'running')
+             from job where state in ('queued', 'running') group by tenant_id order by count(*) desc limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&pools.dispatch)
+        .await
+        .map_err(failed(OPERATION))?;
+        let mut usages: HashMap<TenantId, Usage> = HashMap::with_capacity(kept.len());
+        for (tenant, documents, bytes) in kept {
+            let usage = usages.entry(TenantId(tenant)).or_default();
+            (usage.documents, usage.bytes) = (documents, bytes);
+        }
+        for (tenant, queued, running) in queues {
+            let usage = usages.entry(TenantId(tenant)).or_default();
+            (usage.queued_jobs, usage.running_jobs) = (queued, running);
+        }
+        Ok(usages)
     }
 }
 

@@ -43,8 +43,7 @@ impl Ground {
         let mut ground = Self { place, settings, key: String::new(), tenant: String::new(), http };
         let toml = format!(
             r#"data_dir = "{}"
-            [telemetry]
-            filter = '{filter}'
+            telemetry.filter = '{filter}'
             [orphans]
             every_seconds = 1
             margin_seconds = 3
@@ -253,6 +252,27 @@ impl Ground {
             }
         }
         found
+    }
+
+    /// Adds to the settings of the servers that start from now on.
+    pub fn set(&self, further: &str) {
+        let settings = fs::read_to_string(&self.settings).expect("settings");
+        // Before the first section.
+        fs::write(&self.settings, format!("{further}\n{settings}")).expect("settings");
+    }
+
+    /// Halts every process of the private PostgreSQL, or lets them go on.
+    pub fn halt_postgres(&self, halt: bool) {
+        let cluster = self.place.paths.data_dir.join("postgres");
+        let signal = if halt { Signal::SIGSTOP } else { Signal::SIGCONT };
+        for entry in fs::read_dir("/proc").expect("processes").flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let inside = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == cluster);
+            if let Some(pid) = pid.filter(|_| inside) {
+                // One that ended meanwhile is gone either way.
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
     }
 
     /// Ends the private PostgreSQL without a warning.
