@@ -10,13 +10,13 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpMessage, HttpRequest, ResponseError};
+use actix_web::{Error, HttpMessage, ResponseError};
 use futures::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::form::{Answer, Form, protect};
-use super::identity::Caller;
+use super::identity::{Caller, record_refused_write};
 use super::limits::count_address;
 use super::problem::{Kind, Problem};
 use super::state::App;
@@ -61,8 +61,12 @@ pub(super) async fn edge(
     };
     let mut response = match failed(&response) {
         Some(problem) => {
-            if problem.kind() == Kind::IsolationAlarm {
-                alarm(&app, response.request()).await;
+            let caller = response.request().extensions().get::<Caller>().cloned();
+            if let Some(caller) = caller {
+                if problem.kind() == Kind::IsolationAlarm {
+                    alarm(&app, &caller).await;
+                }
+                record_refused_write(&app, caller.scope(), caller.attempted(), &problem).await;
             }
             let answer = span.in_scope(|| told(Answer { problem, form, request_id }));
             response.into_response(answer.error_response())
@@ -126,9 +130,7 @@ fn told(answer: Answer) -> Answer {
 }
 
 /// A foreign row stopped the request. The answer is the same whether the log takes the alarm or not.
-async fn alarm(app: &App, request: &HttpRequest) {
-    let caller = request.extensions().get::<Caller>().cloned();
-    let Some(caller) = caller else { return };
+async fn alarm(app: &App, caller: &Caller) {
     let entry =
         AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
     if let Err(error) = app.audit.record_alarm(caller.scope(), entry).await {

@@ -5,7 +5,7 @@
 
 mod reembed;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
+use crate::inference::EmbedderError;
 use crate::pipeline::process::{Attempts, Draft, Drafts, Pipeline, Pipelines, ProcessError};
 use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
@@ -330,7 +331,11 @@ impl Workers {
             .map(|(task, _)| task.document_id.clone())
             .collect();
         let known = corpus.embedding_list(&replaced).await?;
-        self.embed(&held, pipeline, &mut documents, &known).await?;
+        // From the last, so that the places of those before stay what they are.
+        for (at, error) in self.embed(&held, pipeline, &mut documents, &known).await?.into_iter().rev() {
+            let (task, _) = documents.remove(at);
+            self.task_failed(&corpus, &fresh, &task, &error.into()).await?;
+        }
         let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
         crash_point("embedded");
         watch.embedded();
@@ -376,24 +381,32 @@ impl Workers {
         Ok(Some(SecondVectors { model: model.clone(), vectors: std::iter::zip(ids, vectors).collect() }))
     }
 
-    /// Embeds the chunks of a batch, those of like length together, and reports now and then.
+    /// Embeds the chunks of a batch, those of like length together, and reports now and then. Returns the documents,
+    /// by their place, that have a chunk on which the model failed.
     async fn embed(
         &self,
         held: &Held<'_>,
         pipeline: &Pipeline,
         documents: &mut [(IngestTask, Drafts)],
         known: &HashMap<[u8; 16], Vec<f32>>,
-    ) -> Result<(), ProcessError> {
-        let mut drafts: Vec<&mut Draft> =
-            documents.iter_mut().flat_map(|(_, drafts)| drafts.chunks.iter_mut()).collect();
-        drafts.sort_by_key(|draft| draft.model_text.len());
+    ) -> Result<BTreeMap<usize, EmbedderError>, ProcessError> {
+        let mut drafts: Vec<(usize, &mut Draft)> = documents
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(at, (_, drafts))| drafts.chunks.iter_mut().map(move |draft| (at, draft)))
+            .collect();
+        drafts.sort_by_key(|(_, draft)| draft.model_text.len());
+        let (owners, mut drafts): (Vec<usize>, Vec<&mut Draft>) = drafts.into_iter().unzip();
+        let mut failed = BTreeMap::new();
         let total = i64::try_from(drafts.len()).unwrap_or(i64::MAX);
         let begun = self.clock.instant();
         let mut reported = begun;
         let mut done = 0;
-        for slice in drafts.chunks_mut(self.settings.progress_chunks.max(1)) {
+        let size = self.settings.progress_chunks.max(1);
+        for (slice, owners) in std::iter::zip(drafts.chunks_mut(size), owners.chunks(size)) {
             let size = i64::try_from(slice.len()).unwrap_or(i64::MAX);
-            pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
+            let faults = pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
+            failed.extend(faults.into_iter().map(|(at, error)| (owners[at], error)));
             done += size;
             let now = self.clock.instant();
             if now.duration_since(reported) >= Duration::from_millis(500) {
@@ -401,11 +414,11 @@ impl Workers {
                 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
                 let rate = done as f32 / now.duration_since(begun).as_secs_f32();
                 if held.report(Progress { stage: Status::Processing, done, total, rate }).await? == 0 {
-                    return Ok(());
+                    break;
                 }
             }
         }
-        Ok(())
+        Ok(failed)
     }
 
     /// Ends a task that cannot succeed; puts one back that may.

@@ -40,6 +40,7 @@ mod names;
 mod non_interference;
 mod operations;
 mod oracle;
+mod ownerless_jobs;
 mod parse;
 mod partitions;
 mod place;
