@@ -110,6 +110,7 @@ pub const OPERATIONS: &[Operation] = &[
     operator("post", "/admin/tenants/{id}/reembed"),
     operator("get", "/admin/tenants/{id}/reembed/{job_id}"),
     operator("post", "/admin/operators"),
+    operator("get", "/admin/doctor"),
     reader("post", "/query"),
     reader("post", "/query/data"),
     reader("post", "/query/stream"),

@@ -143,7 +143,8 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "get /api/version"
         | "get /api/tags"
         | "get /api/ps"
-        | "get /admin/tenants" => vec![get(path).changing()],
+        | "get /admin/tenants"
+        | "get /admin/doctor" => vec![get(path).changing()],
         "post /documents/text" => {
             vec![with(path, json!({"text": "A memo about the tide."})).changing()]
         }

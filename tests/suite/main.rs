@@ -20,6 +20,7 @@ mod damaged_files;
 mod database;
 mod database_roles;
 mod deployment;
+mod doctor;
 mod effective;
 mod embedding;
 #[cfg(feature = "laboratory")]
