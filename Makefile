@@ -47,6 +47,5 @@ lint: ## Formatting, clippy and rustdoc, with warnings denied
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --no-deps --features laboratory
 
 deny: ## Licences, sources and known vulnerabilities of the dependencies
-	@$(PYTHON) scripts/licences.py
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else \
-		echo "cargo-deny is not installed, so vulnerabilities were not looked for: cargo install cargo-deny --locked"; fi
+	@$(PYTHON) scripts/deny.py
+	@$(PYTHON) scripts/deny.py advisories

@@ -47,7 +47,8 @@ class Part:
             )
         self.requirement = f"{entry['package']}=={entry['version']}"
         self.file, self.sha256 = wheel["file"], wheel["sha256"]
-        self.platform = None if "any" in wheels else f"manylinux_2_28_{machine}"
+        glibc = entry.get("glibc", "2_28")
+        self.platform = None if "any" in wheels else f"manylinux_{glibc}_{machine}"
         self.cache = local / "cache"
         self.link = local / folder / self.name
         pin = hashlib.sha256(f"{self.sha256} {entry['recipe']} {made}".encode()).hexdigest()[:12]

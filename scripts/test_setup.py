@@ -182,7 +182,8 @@ class Obtaining(SetupCase):
         self.assertIn("the tool: there is no ready-made package for riscv64", str(caught.exception))
 
     def test_the_pins_are_whole(self):
-        for entry in json.loads((ROOT / "scripts/parts.json").read_text())["parts"]:
+        pins = json.loads((ROOT / "scripts/parts.json").read_text())
+        for entry in pins["parts"] + pins["tools"]:
             for wheel in entry["wheels"].values():
                 self.assertRegex(wheel["sha256"], "^[0-9a-f]{64}$")
                 self.assertTrue(wheel["file"].endswith(".whl"))

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
+use crate::domain::finding::{Finding, Report, Severity};
 use crate::domain::ids::{IdSource, Slug, TenantId};
 use crate::domain::limits::{LimitOverrides, Limits};
 use crate::store::postgres::control::{KeyView, NewKey, TenantView};
@@ -409,6 +410,17 @@ impl Administration {
         self.stores.reembed_get(by, tenant, job).await?.ok_or(AdminError::NotFound)
     }
 
+    /// What is wrong with the database and with what this server did, and how to mend it. Changes nothing.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn examine(&self, by: &OperatorScope) -> Result<Report, AdminError> {
+        let mut report = Box::pin(self.stores.examine(by)).await;
+        report.findings.extend(lost_events(self.audit.counts().lost));
+        self.record(by, None, "doctor.examine", "", []).await?;
+        Ok(report)
+    }
+
     /// The limits of a tenant that is not deleted.
     async fn require_tenant(&self, by: &OperatorScope, tenant: TenantId) -> Result<Limits, AdminError> {
         let found = self.stores.tenant_get(by, tenant).await?.filter(|(view, _)| view.state != "deleted");
@@ -430,6 +442,20 @@ impl Administration {
     }
 }
 
+fn lost_events(lost: u64) -> Option<Finding> {
+    let finding = || {
+        Finding::new(
+            Severity::Error,
+            "audit.lost",
+            format!("{lost} audit events were lost since this server began to serve"),
+            "Nobody can tell later what was asked or changed then.",
+            "The server's log says when. The database was away or too slow for audit.attempts, or audit.queue was \
+             full: mend the database, or raise the setting.",
+        )
+    };
+    (lost > 0).then(finding)
+}
+
 /// A short name made from a name: what of it can be in a host name, with room for an ending.
 fn slug_of(name: &str) -> Option<Slug> {
     let words = name.to_ascii_lowercase();
@@ -443,6 +469,12 @@ fn slug_of(name: &str) -> Option<Slug> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_audit_events_are_told_by_their_number() {
+        assert_eq!(lost_events(0), None);
+        assert!(lost_events(3).is_some_and(|finding| finding.what.starts_with("3 audit events were lost")));
+    }
 
     #[test]
     fn a_slug_is_made_of_what_of_a_name_can_be_in_a_host_name() {

@@ -1,6 +1,7 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
 pub mod bench;
+pub mod doctor;
 pub mod eval;
 mod measured;
 mod meters;
@@ -225,17 +226,7 @@ async fn database(
         let admin: PgConnectOptions = url.parse().context("the database's address cannot be read")?;
         let secrets = RoleSecrets::load_or_create(&data_dir.join("secrets"), &SystemEntropy)?;
         bootstrap(&admin, name, &secrets, ForeignSecrets::Refuse).await?;
-        let address = |role: Role| {
-            admin.clone().username(role.name()).password(secrets.of(role).expose_secret()).database(name)
-        };
-        let addresses = RoleAddresses {
-            owner: address(Role::Owner),
-            app: address(Role::App),
-            auth: address(Role::Auth),
-            dispatch: address(Role::Dispatch),
-            control: address(Role::Control),
-        };
-        return Ok((None, addresses));
+        return Ok((None, addresses_of(&admin, &secrets, name)));
     }
     let paths = ServerPaths {
         install: std::path::absolute(&settings.database.install)?,
@@ -245,6 +236,20 @@ async fn database(
     server.bootstrap(name).await?;
     let addresses = server.addresses(name);
     Ok((Some(server), addresses))
+}
+
+/// The addresses of the roles in the database of an administrator's address.
+fn addresses_of(admin: &PgConnectOptions, secrets: &RoleSecrets, name: &str) -> RoleAddresses {
+    let address = |role: Role| {
+        admin.clone().username(role.name()).password(secrets.of(role).expose_secret()).database(name)
+    };
+    RoleAddresses {
+        owner: address(Role::Owner),
+        app: address(Role::App),
+        auth: address(Role::Auth),
+        dispatch: address(Role::Dispatch),
+        control: address(Role::Control),
+    }
 }
 
 /// Makes the first operator credential and writes it where the command line finds it.

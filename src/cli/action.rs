@@ -34,6 +34,7 @@ pub(super) enum Action {
     OperatorCreate(NewOperator),
     Reembed(TenantId, NewModel),
     ReembedGet(TenantId, Uuid),
+    Examine,
 }
 
 impl Action {
@@ -77,6 +78,7 @@ impl Action {
             Self::Reembed(tenant, new) => {
                 (Method::POST, format!("{tenants}/{tenant}/reembed"), Some(json!(new)))
             }
+            Self::Examine => (Method::GET, "/admin/doctor".to_owned(), None),
             Self::ReembedGet(tenant, job) => (Method::GET, format!("{tenants}/{tenant}/reembed/{job}"), None),
         }
     }
@@ -114,6 +116,7 @@ impl Action {
             Self::TokenCreate(tenant, new) => value(&admin.token_create(by, *tenant, new).await?),
             Self::OperatorCreate(new) => value(&admin.operator_create(by, new).await?),
             Self::Reembed(tenant, new) => value(&admin.reembed(by, *tenant, new).await?),
+            Self::Examine => value(&admin.examine(by).await?),
             Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
         })
     }

@@ -4,12 +4,13 @@
 //! data folder's lock, start the database themselves and do the same through [`crate::admin`].
 //!
 //! **Invariant:** answers go to standard output, everything else to standard error; a failure ends with 1, a
-//! wrong usage with 2.
+//! wrong usage with 2. `doctor` ends with what it found: 1 for warnings, 2 for errors.
 
 mod action;
 mod bench;
 mod config;
 mod desk;
+mod doctor;
 mod eval;
 mod key;
 mod limits;
@@ -76,6 +77,8 @@ enum Command {
     /// Measure how well a server retrieves.
     #[command(subcommand)]
     Eval(eval::Command),
+    /// Tell what is wrong with machine, configuration and stores, and how to mend it.
+    Doctor(doctor::Doctor),
     /// Print every setting with its default and meaning, or check those in use.
     Config(config::Command),
     /// Print what a shell needs to complete command lines.
@@ -97,7 +100,7 @@ pub fn main() -> ExitCode {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let cli = Cli::parse();
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("bulkhead: {error:#}");
             ExitCode::FAILURE
@@ -105,22 +108,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
+    let done = |done: anyhow::Result<()>| done.map(|()| ExitCode::SUCCESS);
     let answer = match command {
-        Command::Serve => return block_on(app::run(global.settings()?)),
-        Command::Bench(bench) => return block_on(bench.run(&global)),
-        Command::Eval(command) => return block_on(command.run(&global)),
-        Command::Config(command) => return command.run(&global),
-        Command::Completions(command) => return command.run(Cli::command()),
-        Command::Man(command) => return command.run(Cli::command()),
+        Command::Doctor(doctor) => return block_on(doctor.run(&global)),
+        Command::Serve => return done(block_on(app::run(global.settings()?))),
+        Command::Bench(bench) => return done(block_on(bench.run(&global))),
+        Command::Eval(command) => return done(block_on(command.run(&global))),
+        Command::Config(command) => return done(command.run(&global)),
+        Command::Completions(command) => return done(command.run(Cli::command())),
+        Command::Man(command) => return done(command.run(Cli::command())),
         Command::Tenant(command) => block_on(command.run(&global))?,
         Command::Key(command) => block_on(command.run(&global))?,
         Command::Token(command) => block_on(command.run(&global))?,
         Command::Operator(command) => block_on(command.run(&global))?,
         Command::Reembed(command) => block_on(command.run(&global))?,
     };
-    output::print(&answer.render(global.json)?)
+    done(output::print(&answer.render(global.json)?))
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -158,6 +163,7 @@ mod tests {
             "bulkhead reembed --tenant t --namespace n --model hashing --json",
             "bulkhead reembed --tenant t --all --model hashing --reason r",
             "bulkhead config --check",
+            "bulkhead doctor --json",
             "bulkhead serve",
             "bulkhead completions fish",
             "bulkhead man target/man",

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod clock;
 pub mod document;
+pub mod finding;
 pub mod ids;
 pub mod lexical;
 pub mod limits;

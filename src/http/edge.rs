@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::form::{Answer, Form, protect};
-use super::identity::{Caller, Whose};
+use super::identity::{Caller, Whose, record_refused_write};
 use super::limits::count_address;
 use super::problem::{Kind, Problem};
 use super::state::App;
@@ -105,8 +105,11 @@ async fn answered(
     let mut response = match failed(&response) {
         Some(problem) => {
             let caller = response.request().extensions().get::<Caller>().cloned();
-            if let (Kind::IsolationAlarm, Some(caller)) = (problem.kind(), caller) {
-                alarm(app, &caller).instrument(span.clone()).await;
+            if let Some(caller) = caller {
+                if problem.kind() == Kind::IsolationAlarm {
+                    alarm(app, &caller).instrument(span.clone()).await;
+                }
+                record_refused_write(app, caller.scope(), caller.attempted(), &problem).await;
             }
             let answer = span.in_scope(|| told(problem));
             response.into_response(answer.error_response())

@@ -21,8 +21,10 @@ use futures::future::{LocalBoxFuture, Shared};
 use tracing::Span;
 
 use super::limits::{self, Standings};
+use super::operations;
 use super::problem::{Kind, Problem};
 use super::state::App;
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::ids::TenantId;
 use crate::tenancy::{
     Action, Authenticated, Denied, OperatorScope, Permit, PresentedCredentials, Refusal, RefusalKind,
@@ -190,6 +192,16 @@ pub(super) async fn refused(app: &App, refusal: Refusal, attempted: &str) -> Pro
     }
 }
 
+/// Tells the log of a caller's tenant of a write that was refused for what is there or for a limit, as it tells of
+/// writes that were done. What could not be understood was no write.
+pub(super) async fn record_refused_write(app: &App, scope: &TenantScope, attempted: &str, problem: &Problem) {
+    if problem.kind().is_decision() && operations::writes(attempted) {
+        let entry = AuditEntry::new(AuditKind::Write, attempted.to_owned(), Decision::Denied)
+            .because(problem.kind().slug());
+        app.audit.record(scope, entry).await;
+    }
+}
+
 /// Refuses a credential, unless so many were refused from its address that another must not be written down.
 async fn turned_away(app: &App, head: &Head, refusal: Refusal) -> Problem {
     // That nobody can be asked is no refusal of the credential.
@@ -213,7 +225,15 @@ async fn admit(
     };
     let scope = authenticated.scope();
     head.whose.is(scope.tenant());
-    let standings = limits::count_request(&app, scope).await?;
+    let standings = match limits::count_request(&app, scope).await {
+        Ok(standings) => standings,
+        Err(problem) => {
+            if operations::writes(&head.attempted) && limits::may_be_recorded(&app, scope).await {
+                record_refused_write(&app, scope, &head.attempted, &problem).await;
+            }
+            return Err(problem);
+        }
+    };
     if let Err(denied) = allowed(scope) {
         return Err(standings.on(refused(&app, Refusal::missing_role(scope, &denied), &head.attempted).await));
     }

@@ -104,6 +104,14 @@ pub(super) async fn count_request(app: &App, scope: &TenantScope) -> Result<Stan
     }
 }
 
+/// Whether a write over its tenant's rate may go into the log: as many as the tenant may ask, so that what is refused
+/// cannot fill it.
+pub(super) async fn may_be_recorded(app: &App, scope: &TenantScope) -> bool {
+    let key = RateKey::Excess(scope.tenant());
+    let standing = app.rates.count(&key, app.quotas.of(scope).requests_per_minute).await;
+    standing.is_ok_and(|standing| standing.wait.is_none())
+}
+
 /// Where a caller stands after a request, by the name of each limit.
 #[derive(Debug, Clone)]
 pub(super) struct Standings(Vec<(&'static str, Standing)>);

@@ -43,6 +43,7 @@ pub use problem::{Kind, Problem};
 pub use server::{ServeError, Serving, serve};
 pub use settings::HttpSettings;
 pub use state::{App, Meters};
+pub use tls::{TlsError, valid_until};
 
 #[cfg(test)]
 mod tests;

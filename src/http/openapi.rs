@@ -90,6 +90,7 @@ pub(super) struct ProblemBody {
         super::admin::operator_create,
         super::admin::reembed_create,
         super::admin::reembed_get,
+        super::admin::examine,
         super::query::create,
         super::query::data,
         super::query::streamed,

@@ -113,6 +113,7 @@ pub const OPERATIONS: &[Operation] = &[
     operator("post", "/admin/tenants/{id}/reembed"),
     operator("get", "/admin/tenants/{id}/reembed/{job_id}"),
     operator("post", "/admin/operators"),
+    operator("get", "/admin/doctor"),
     reader("post", "/query"),
     reader("post", "/query/data"),
     reader("post", "/query/stream"),
@@ -131,6 +132,14 @@ pub const OPERATIONS: &[Operation] = &[
     reader("post", "/api/generate"),
 ];
 
+/// Whether an operation, as `DELETE /documents/{id}`, changes a tenant's data.
+#[must_use]
+pub fn writes(operation: &str) -> bool {
+    let Some((method, path)) = operation.split_once(' ') else { return false };
+    let demanded = access(&method.to_ascii_lowercase(), path);
+    method != "GET" && matches!(demanded, Some(Access::Role(role)) if role >= Role::Writer)
+}
+
 /// What an operation demands; `None` for one that is not in the table.
 #[must_use]
 pub fn access(method: &str, path: &str) -> Option<Access> {
@@ -138,4 +147,19 @@ pub fn access(method: &str, path: &str) -> Option<Access> {
         .iter()
         .find(|operation| operation.method == method && operation.path == path)
         .map(|found| found.access)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_demands_a_writer_and_is_no_get_writes() {
+        for operation in ["POST /documents/text", "PUT /documents/{id}", "DELETE /namespaces/{name}"] {
+            assert!(writes(operation), "{operation}");
+        }
+        for operation in ["GET /usage", "POST /query", "POST /admin/tenants", "POST /nowhere", "", "POST"] {
+            assert!(!writes(operation), "{operation}");
+        }
+    }
 }

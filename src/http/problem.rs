@@ -120,6 +120,14 @@ problems! {
     Unavailable, 503, "unavailable", "The service is not available at the moment", "Try again in a moment.";
 }
 
+impl Kind {
+    /// Whether a request was understood and refused for what is there already or for a limit, not for its form.
+    #[must_use]
+    pub const fn is_decision(self) -> bool {
+        matches!(self, Self::Conflict | Self::IdempotencyKeyReused | Self::RateLimited | Self::QuotaReached)
+    }
+}
+
 /// One field that is wrong, in the words that LightRAG's clients read.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct FieldError {

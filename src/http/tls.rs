@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -108,6 +109,57 @@ impl Certificate {
     }
 }
 
+/// Until when the certificate of these files is valid; that they can be used is checked first.
+///
+/// # Errors
+/// [`TlsError`], which names the file.
+pub fn valid_until(settings: &TlsSettings) -> Result<DateTime<Utc>, TlsError> {
+    let key = Files::read(settings)?.certified(settings)?;
+    let until = key.cert.first().and_then(|certificate| not_after(certificate));
+    until.ok_or_else(|| wrong(&settings.certificate, &"its time of expiry cannot be read"))
+}
+
+/// `notAfter` of an X.509 certificate (RFC 5280, 4.1): the second time of the fourth field, the version not counted.
+fn not_after(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    let mut outer = certificate;
+    let mut signed = element(&mut outer)?.1;
+    let mut fields = element(&mut signed)?.1;
+    if fields.first() == Some(&0xA0) {
+        element(&mut fields)?;
+    }
+    for _serial_algorithm_issuer in 0..3 {
+        element(&mut fields)?;
+    }
+    let mut validity = element(&mut fields)?.1;
+    element(&mut validity)?;
+    let (tag, time) = element(&mut validity)?;
+    let text = std::str::from_utf8(time).ok()?;
+    // UTCTime has two digits of the year, of 1950 to 2049; GeneralizedTime has four.
+    let text = match (tag, text.get(..2)?.parse::<u8>().ok()?) {
+        (0x17, 50..) => format!("19{text}"),
+        (0x17, _) => format!("20{text}"),
+        _ => text.to_owned(),
+    };
+    chrono::NaiveDateTime::parse_from_str(&text, "%Y%m%d%H%M%SZ").ok().map(|time| time.and_utc())
+}
+
+/// Takes an element of DER off the front: its tag and content.
+fn element<'a>(bytes: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+    let (&tag, rest) = bytes.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    // Below 128 it is the length, above the number of its digits.
+    let (length, rest) = if first < 0x80 {
+        (usize::from(first), rest)
+    } else {
+        let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7F))?;
+        let add = |length: usize, digit: &u8| length.checked_mul(256)?.checked_add(usize::from(*digit));
+        (digits.iter().try_fold(0, add)?, rest)
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    Some((tag, content))
+}
+
 fn wrong(path: &Path, error: &dyn Display) -> TlsError {
     TlsError(format!("{}: {error}", path.display()))
 }
@@ -155,5 +207,23 @@ mod tests {
         assert!(names(load(&pem, &pem), "key.pem"));
         std::fs::remove_file(&key).expect("removed");
         assert!(names(Certificate::load(&settings).map(drop).map_err(|error| error.to_string()), "key.pem"));
+    }
+
+    #[test]
+    fn the_time_of_expiry_is_that_of_the_certificate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (chain, secret) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+        let settings = TlsSettings { certificate: chain.clone(), key: secret.clone(), reload_seconds: 1 };
+        for (year, month, day) in [(1975, 5, 1), (2031, 12, 30), (2075, 1, 31)] {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let mut made = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a name");
+            made.not_after = rcgen::date_time_ymd(year, month, day);
+            std::fs::write(&chain, made.self_signed(&key).expect("signed").pem()).expect("written");
+            std::fs::write(&secret, key.serialize_pem()).expect("written");
+            let until = valid_until(&settings).expect("read");
+            assert_eq!(until.format("%F %T").to_string(), format!("{year}-{month:02}-{day:02} 00:00:00"));
+        }
+        assert_eq!(not_after(b""), None);
+        assert_eq!(not_after(&[0x30, 0x84, 0xFF, 0xFF, 0xFF, 0xFF, 0]), None);
     }
 }

@@ -50,6 +50,9 @@ pub struct EmbeddingSettings {
     pub vector_cache: Option<PathBuf>,
 }
 
+/// A text's vector, `[dimension]`, or why it has none.
+pub type Embedded = Result<Vec<f32>, EmbedderError>;
+
 /// Why there is no vector.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedderError {
@@ -196,39 +199,40 @@ impl Embedder {
     /// The vectors of a question or of a few sentences, while somebody waits. `[texts][dimension]`
     ///
     /// # Errors
-    /// [`EmbedderError::Busy`], `Model` or `Stopped`.
+    /// [`EmbedderError::Busy`], `Stopped`, or `Model` when it fails on one of them.
     #[tracing::instrument(name = "inference.embed_question", skip_all, fields(%tenant))]
     pub async fn embed_question(
         &self,
         tenant: TenantId,
         texts: Vec<String>,
     ) -> Result<Vec<Vec<f32>>, EmbedderError> {
-        self.questions.run(tenant, texts).await
+        self.questions.run(tenant, texts).await?.into_iter().collect()
     }
 
-    /// The vectors of a document's chunks, in batches that take turns with other tenants'. `[texts][dimension]`
+    /// The vectors of documents' chunks, in batches that take turns with other tenants'. `[texts][dimension]`
     ///
-    /// Texts of like length go together, since a batch is padded to its longest.
+    /// Texts of like length go together, since a batch is padded to its longest. One that the model fails on has
+    /// the error `Model` in its place, and the others have their vectors.
     ///
     /// # Errors
-    /// [`EmbedderError::Model`] or `Stopped`.
+    /// [`EmbedderError::Stopped`].
     #[tracing::instrument(name = "inference.embed_documents", skip_all, fields(%tenant))]
     pub async fn embed_documents(
         &self,
         tenant: TenantId,
         texts: Vec<String>,
-    ) -> Result<Vec<Vec<f32>>, EmbedderError> {
+    ) -> Result<Vec<Embedded>, EmbedderError> {
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|at| texts[*at].len());
         let mut texts: Vec<Option<String>> = texts.into_iter().map(Some).collect();
-        let mut vectors = vec![Vec::new(); texts.len()];
+        let mut vectors: Vec<Embedded> = texts.iter().map(|_| Err(EmbedderError::Stopped)).collect();
         let mut running = Vec::new();
         for places in order.chunks(self.batch) {
             let batch = places.iter().filter_map(|at| texts[*at].take()).collect();
             running.push((places, self.documents.submit(tenant, batch)));
         }
         for (places, reply) in running {
-            let batch = reply.await.map_err(|_| EmbedderError::Stopped)??;
+            let batch = reply.await.map_err(|_| EmbedderError::Stopped)?;
             for (at, vector) in std::iter::zip(places, batch) {
                 vectors[*at] = vector;
             }
@@ -314,7 +318,31 @@ enum Model {
 }
 
 impl Model {
+    /// Each text's own vector. When the model fails on a run it is shown each text alone, so that nobody's text
+    /// costs another its vector.
+    fn embed_each(&mut self, texts: &[String]) -> Vec<Embedded> {
+        match self.embed(texts) {
+            Ok(vectors) => vectors.into_iter().map(whole).collect(),
+            Err(error) if texts.len() == 1 => vec![Err(error)],
+            Err(_) => texts.iter().flat_map(|text| self.embed_each(std::slice::from_ref(text))).collect(),
+        }
+    }
+
+    /// The vectors of all of these texts, in their order.
     fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedderError> {
+        #[cfg(feature = "laboratory")]
+        if texts.iter().any(|text| text.contains(super::FAULTY)) {
+            return Err(EmbedderError::Model("a fault that was ordered".to_owned()));
+        }
+        let vectors = self.run(texts)?;
+        if vectors.len() == texts.len() {
+            Ok(vectors)
+        } else {
+            Err(EmbedderError::Model(format!("{} vectors for {} texts", vectors.len(), texts.len())))
+        }
+    }
+
+    fn run(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>, EmbedderError> {
         match self {
             Self::Onnx(model) => model
                 .embed(texts, Some(texts.len().max(1)))
@@ -324,6 +352,15 @@ impl Model {
             }
             Self::Remembering(model, cache) => cache.through(texts, |texts| model.embed(texts)),
         }
+    }
+}
+
+/// A vector as it can be kept: the database refuses one with a component that is no number, and all that come with it.
+fn whole(vector: Vec<f32>) -> Embedded {
+    if vector.iter().all(|x| x.is_finite()) {
+        Ok(vector)
+    } else {
+        Err(EmbedderError::Model("a vector with a component that is no number".to_owned()))
     }
 }
 
@@ -354,11 +391,10 @@ impl RawModel {
     }
 }
 
-type Reply = Result<Vec<Vec<f32>>, EmbedderError>;
-
+/// Texts of one tenant and one call, and where that call waits for their vectors, in their order.
 struct Batch {
     texts: Vec<String>,
-    reply: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<Vec<Embedded>>,
 }
 
 struct Waiting {
@@ -432,14 +468,14 @@ impl Lane {
         Ok(Self { shared, dimension, bound, counters, thread, _stop: stop })
     }
 
-    async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Reply {
+    async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Result<Vec<Embedded>, EmbedderError> {
         if self.shared.0.lock().count >= self.bound {
             return Err(EmbedderError::Busy);
         }
-        self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)?
+        self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)
     }
 
-    fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Reply> {
+    fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Vec<Embedded>> {
         let (reply, receiver) = oneshot::channel();
         let cost: usize = texts.iter().map(String::len).sum();
         let mut waiting = self.shared.0.lock();
@@ -477,7 +513,7 @@ fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Count
         // Whoever asked may have gone.
         if !batch.reply.is_closed() {
             let begun = Instant::now();
-            let vectors = model.embed(&batch.texts);
+            let vectors = model.embed_each(&batch.texts);
             let busy = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.busy_us.fetch_add(busy, Ordering::Relaxed);
             counters.texts.fetch_add(batch.texts.len() as u64, Ordering::Relaxed);

@@ -10,6 +10,12 @@ mod language_model;
 mod models;
 mod vector_cache;
 
-pub use embedder::{Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel, SessionCounts};
+pub use embedder::{
+    Embedded, Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel, SessionCounts,
+};
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
 pub use models::Models;
+
+/// The model fails on a text with these words, in laboratory builds alone.
+#[cfg(feature = "laboratory")]
+pub const FAULTY: &str = "bulkhead laboratory: no vector";

@@ -5,7 +5,7 @@
 
 mod reembed;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
+use crate::inference::EmbedderError;
 use crate::pipeline::process::{Attempts, Draft, Drafts, Pipeline, Pipelines, ProcessError};
 use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
@@ -335,8 +336,13 @@ impl Workers {
             .map(|(task, _)| task.document_id.clone())
             .collect();
         let known = corpus.embedding_list(&replaced).await?;
-        if !self.embed(&held, pipeline, &mut documents, &known, &turn.stop).await? {
+        // From the last, so that the places of those before stay what they are.
+        let Some(failed) = self.embed(&held, pipeline, &mut documents, &known, &turn.stop).await? else {
             return Ok(self.stores.job_release(&fresh, Duration::ZERO).await?);
+        };
+        for (at, error) in failed.into_iter().rev() {
+            let (task, _) = documents.remove(at);
+            self.task_failed(&corpus, &fresh, &task, &error.into()).await?;
         }
         let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
         crash_point("embedded");
@@ -383,8 +389,9 @@ impl Workers {
         Ok(Some(SecondVectors { model: model.clone(), vectors: std::iter::zip(ids, vectors).collect() }))
     }
 
-    /// Embeds the chunks of a batch, those of like length together, and reports now and then. Whether it came to
-    /// the end: a server that stops gives its work back instead.
+    /// Embeds the chunks of a batch, those of like length together, and reports now and then. Returns the documents,
+    /// by their place, that have a chunk on which the model failed; `None` when it did not come to the end, since
+    /// a server that stops gives its work back.
     async fn embed(
         &self,
         held: &Held<'_>,
@@ -392,20 +399,27 @@ impl Workers {
         documents: &mut [(IngestTask, Drafts)],
         known: &HashMap<[u8; 16], Vec<f32>>,
         stop: &CancellationToken,
-    ) -> Result<bool, ProcessError> {
-        let mut drafts: Vec<&mut Draft> =
-            documents.iter_mut().flat_map(|(_, drafts)| drafts.chunks.iter_mut()).collect();
-        drafts.sort_by_key(|draft| draft.model_text.len());
+    ) -> Result<Option<BTreeMap<usize, EmbedderError>>, ProcessError> {
+        let mut drafts: Vec<(usize, &mut Draft)> = documents
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(at, (_, drafts))| drafts.chunks.iter_mut().map(move |draft| (at, draft)))
+            .collect();
+        drafts.sort_by_key(|(_, draft)| draft.model_text.len());
+        let (owners, mut drafts): (Vec<usize>, Vec<&mut Draft>) = drafts.into_iter().unzip();
+        let mut failed = BTreeMap::new();
         let total = i64::try_from(drafts.len()).unwrap_or(i64::MAX);
         let begun = self.clock.instant();
         let mut reported = begun;
         let mut done = 0;
-        for slice in drafts.chunks_mut(self.settings.progress_chunks.max(1)) {
+        let size = self.settings.progress_chunks.max(1);
+        for (slice, owners) in std::iter::zip(drafts.chunks_mut(size), owners.chunks(size)) {
             if stop.is_cancelled() {
-                return Ok(false);
+                return Ok(None);
             }
             let size = i64::try_from(slice.len()).unwrap_or(i64::MAX);
-            pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
+            let faults = pipeline.embed(held.corpus.partition().tenant(), slice, known).await?;
+            failed.extend(faults.into_iter().map(|(at, error)| (owners[at], error)));
             done += size;
             let now = self.clock.instant();
             if now.duration_since(reported) >= Duration::from_millis(500) {
@@ -413,11 +427,11 @@ impl Workers {
                 #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
                 let rate = done as f32 / now.duration_since(begun).as_secs_f32();
                 if held.report(Progress { stage: Status::Processing, done, total, rate }).await? == 0 {
-                    return Ok(true);
+                    break;
                 }
             }
         }
-        Ok(true)
+        Ok(Some(failed))
     }
 
     /// Ends a task that cannot succeed; puts one back that may.

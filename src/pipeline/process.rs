@@ -248,10 +248,11 @@ impl Pipeline {
     ) -> Result<Vec<Vec<f32>>, ProcessError> {
         let texts = chunks.iter().map(|(title, heading, text)| self.model_text(*title, *heading, text));
         let texts = texts.collect::<Result<_, _>>()?;
-        Ok(self.embedder.embed_documents(tenant, texts).await?)
+        Ok(self.embedder.embed_documents(tenant, texts).await?.into_iter().collect::<Result<_, _>>()?)
     }
 
-    /// Gives drafts their vectors: those known from before, the model's for the others.
+    /// Gives drafts their vectors: those known from before, the model's for the others. Returns those that the model
+    /// failed on, by their place.
     ///
     /// # Errors
     /// `Embed`.
@@ -260,7 +261,7 @@ impl Pipeline {
         tenant: TenantId,
         drafts: &mut [&mut Draft],
         known: &HashMap<[u8; 16], Vec<f32>>,
-    ) -> Result<(), ProcessError> {
+    ) -> Result<Vec<(usize, EmbedderError)>, ProcessError> {
         let mut missing = Vec::new();
         for (at, draft) in drafts.iter_mut().enumerate() {
             match known.get(&draft.chunk.text_hash) {
@@ -270,10 +271,14 @@ impl Pipeline {
         }
         let texts = missing.iter().map(|at| drafts[*at].model_text.clone()).collect();
         let vectors = self.embedder.embed_documents(tenant, texts).await?;
+        let mut failed = Vec::new();
         for (at, vector) in std::iter::zip(missing, vectors) {
-            drafts[at].chunk.embedding = vector;
+            match vector {
+                Ok(vector) => drafts[at].chunk.embedding = vector,
+                Err(error) => failed.push((at, error)),
+            }
         }
-        Ok(())
+        Ok(failed)
     }
 }
 

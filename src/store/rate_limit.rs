@@ -22,6 +22,8 @@ pub enum RateKey {
     Address(IpAddr),
     /// Those from an address whose credential was refused.
     Refused(IpAddr),
+    /// Those of a tenant that were refused for its rate.
+    Excess(TenantId),
 }
 
 /// Where a key stands after a request.

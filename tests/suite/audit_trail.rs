@@ -175,13 +175,112 @@ async fn every_change_is_in_its_tenants_log_with_what_it_touched() {
     admin_client.with("x-namespace", "side").put_document("a", "A", "Barnaby rows.").await;
     admin_client.delete("/namespaces/side", &Value::Null, 204).await;
     changed("namespace.delete", Some(vec!["side".to_owned()])).await;
+    let broken = admin_client.upload("broken.pdf", b"%PDF-1.7 and nothing that belongs there").await.json();
+    let ended = admin_client.wait_ended(&text(&broken, "track_id")).await;
+    assert_eq!(ended["documents"][0]["status"], "failed", "{ended}");
+    admin_client.post("/documents/reprocess_failed", &Value::Null, 200).await;
+    changed("document.reprocess", Some(Vec::new())).await;
+    // Read until its time is up, unless it is cancelled before.
+    let endless = || async {
+        let sent = admin_client.upload(&format!("{}.txt", random(8)), b"bulkhead laboratory: sleep").await;
+        let until = Instant::now() + PATIENCE;
+        while admin_client.get("/documents/pipeline_status", 200).await["cur_batch"] != 1 {
+            assert!(Instant::now() < until, "never begun");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        text(&sent.json(), "job_id")
+    };
+    let job = endless().await;
+    admin_client.delete(&format!("/jobs/{job}"), &Value::Null, 200).await;
+    changed("job.cancel", Some(vec![job])).await;
+    endless().await;
+    let all = admin_client.post("/documents/cancel_pipeline", &Value::Null, 200).await;
+    assert_eq!(all["status"], "cancellation_requested");
+    changed("job.cancel_all", Some(Vec::new())).await;
+    // What changes nothing is no change.
+    admin_client.post("/documents/cancel_pipeline", &Value::Null, 200).await;
+    admin_client.delete("/documents/delete_document", &json!({"doc_ids": ["nowhere"]}), 200).await;
     trail.verify(Some(&alice.id)).await;
+    changed("job.cancel_all", Some(Vec::new())).await;
     let his = trail.since(Some(&bob.id), "").await;
     assert!(
         his.iter().all(|record| record.kind == AuditKind::Admin && record.action.starts_with("key.")
             || record.action == "tenant.create"),
         "{his:?}"
     );
+    trail.close().await;
+}
+
+/// What a tenant was refused since, oldest first: each operation and why.
+async fn refused_writes(trail: &Trail, tenant: &Tenant) -> Vec<(String, String)> {
+    let mut records = trail.since(Some(&tenant.id), "").await;
+    records.retain(|record| record.kind == AuditKind::Write && record.decision == Decision::Denied);
+    records.reverse();
+    let told = |record: AuditRecord| {
+        assert_eq!((record.principal, record.ids), (admin(tenant), Vec::new()));
+        (record.action, record.reason)
+    };
+    records.into_iter().map(told).collect()
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_for_what_is_there_or_for_a_limit_is_in_its_tenants_log() {
+    let (alice, bob) = server().tenants().await;
+    let (operator, trail) = (server().operator(), Trail::of(server()));
+    let limited = async |limits: Value| {
+        let path = format!("/admin/tenants/{}/limits", alice.id);
+        let mut body = limits;
+        body["reason"] = json!("a test");
+        operator.send("PATCH", &path, &body).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    let client = &alice.admin;
+    let tide = json!({"text": "The tide is high.", "file_source": "tide.txt"});
+    let keyed = client.with("idempotency-key", "once");
+    let inserted = keyed.post("/documents/text", &tide, 200).await;
+    client.wait_processed(&text(&inserted, "track_id")).await;
+    client.post("/documents/text", &tide, 409).await;
+    keyed.post("/documents/text", &json!({"text": "The tide is low."}), 422).await;
+    client.delete(&format!("/jobs/{}", text(&inserted, "job_id")), &Value::Null, 409).await;
+    limited(json!({"documents": 1})).await;
+    assert_eq!(
+        client.put("/documents/boats", &json!({"text": "Boats."}), 429).await["slug"],
+        "quota-reached"
+    );
+    // Refused before its body is read.
+    assert_eq!(client.upload("boats.txt", b"Boats.").await.status, 429);
+    // What is not understood was no write; what only reads is not a write.
+    client.post("/documents/text", &json!({}), 422).await;
+    client.post("/query", &json!({"query": ""}), 422).await;
+    let mut wanted = vec![
+        ("POST /documents/text", "conflict"),
+        ("POST /documents/text", "idempotency-key-reused"),
+        ("DELETE /jobs/{id}", "conflict"),
+        ("PUT /documents/{id}", "quota-reached"),
+        ("POST /documents/upload", "quota-reached"),
+    ];
+    // Over the rate, no more is recorded than may be asked.
+    limited(json!({"documents": null, "requests_per_minute": 2})).await;
+    for turn in 0..12 {
+        let status = client.send("DELETE", &format!("/documents/{turn}"), &Value::Null).await.status;
+        assert_eq!(status, if turn < 2 { 404 } else { 429 }, "{turn}");
+        if turn >= 2 {
+            client.get("/documents/status_counts", 429).await;
+        }
+    }
+    wanted.extend([("DELETE /documents/{id}", "rate-limited"); 2]);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = refused_writes(&trail, &alice).await;
+        let found: Vec<(&str, &str)> = found.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        if found == wanted {
+            break;
+        }
+        assert!(Instant::now() < until, "{found:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refused_writes(&trail, &bob).await.is_empty());
+    trail.verify(Some(&alice.id)).await;
     trail.close().await;
 }
 

@@ -145,6 +145,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "get /api/tags"
         | "get /api/ps"
         | "get /admin/top"
+        | "get /admin/doctor"
         | "get /admin/tenants" => vec![get(path).changing()],
         "post /documents/text" => {
             vec![with(path, json!({"text": "A memo about the tide."})).changing()]

@@ -13,13 +13,13 @@ use serde_json::Value;
 use crate::place::Place;
 
 /// A data folder, and settings that need no model's weights.
-pub(crate) struct Shell {
-    place: Place,
-    settings: PathBuf,
+pub struct Shell {
+    pub place: Place,
+    pub settings: PathBuf,
 }
 
 impl Shell {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let place = Place::new();
         let settings = place.base.path().join("settings.toml");
         let text = format!(
@@ -34,7 +34,7 @@ impl Shell {
         Self { place, settings }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
         command.args(arguments).arg("--config").arg(&self.settings).current_dir(env!("CARGO_MANIFEST_DIR"));
         command
@@ -45,7 +45,7 @@ impl Shell {
     }
 
     /// The JSON of a command that succeeds.
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub fn json(&self, arguments: &[&str]) -> Value {
         let output = self.run(&[arguments, &["--json"]].concat());
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {complaint}");
@@ -60,7 +60,7 @@ impl Shell {
         String::from_utf8(output.stderr).expect("text")
     }
 
-    fn serve(&self) -> Server {
+    pub fn serve(&self) -> Server {
         self.serve_at("127.0.0.1:0")
     }
 
@@ -87,10 +87,10 @@ impl Shell {
 }
 
 /// A server that ends with its test.
-struct Server(Child);
+pub struct Server(Child);
 
 impl Server {
-    fn stop(&mut self) -> std::process::ExitStatus {
+    pub fn stop(&mut self) -> std::process::ExitStatus {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("told to stop");
         self.0.wait().expect("ended")
     }

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource as _, SystemIds, TenantId};
+#[cfg(feature = "laboratory")]
+use bulkhead::inference::EmbedderError;
 use bulkhead::inference::{Embedder, EmbeddingSettings};
 
 fn embedder(model: &str) -> Embedder {
@@ -24,6 +26,11 @@ fn embedder(model: &str) -> Embedder {
     Embedder::load(&settings).expect("the model; run set-up")
 }
 
+async fn documents(embedder: &Embedder, tenant: TenantId, texts: Vec<String>) -> Vec<Vec<f32>> {
+    let vectors = embedder.embed_documents(tenant, texts).await.expect("answered");
+    vectors.into_iter().collect::<Result<_, _>>().expect("vectors")
+}
+
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
     std::iter::zip(a, b).map(|(a, b)| a * b).sum()
 }
@@ -40,7 +47,7 @@ async fn permuted_batches_of_many_tenants_give_each_text_its_own_vector() {
         let tenants = [(); 4].map(|()| TenantId(SystemIds(SystemClock).uuid()));
         let mut alone = Vec::new();
         for text in &texts {
-            alone.extend(embedder.embed_documents(tenants[0], vec![text.clone()]).await.expect("a vector"));
+            alone.extend(documents(&embedder, tenants[0], vec![text.clone()]).await);
         }
         let batches = (0..texts.len()).map(|turn| {
             let (embedder, texts, tenant) = (&embedder, &texts, tenants[turn % tenants.len()]);
@@ -52,11 +59,11 @@ async fn permuted_batches_of_many_tenants_give_each_text_its_own_vector() {
                 }
                 let batch: Vec<String> = order.iter().map(|at| texts[*at].clone()).collect();
                 let vectors = if turn % 3 == 0 {
-                    embedder.embed_question(tenant, batch).await
+                    embedder.embed_question(tenant, batch).await.expect("vectors")
                 } else {
-                    embedder.embed_documents(tenant, batch).await
+                    documents(embedder, tenant, batch).await
                 };
-                (order, vectors.expect("vectors"))
+                (order, vectors)
             }
         });
         for (order, vectors) in futures::future::join_all(batches).await {
@@ -71,4 +78,95 @@ async fn permuted_batches_of_many_tenants_give_each_text_its_own_vector() {
             assert!(cosine(&alone[a], &alone[b]) < least, "{model}: {a} and {b}");
         }
     }
+}
+
+/// The same for a text on which the model fails: it has no vector, and everybody else has their own.
+#[cfg(feature = "laboratory")]
+#[tokio::test]
+async fn a_text_that_the_model_fails_on_takes_no_others_vector() {
+    let embedder = embedder("hashing");
+    let [alice, bob] = [(); 2].map(|()| TenantId(SystemIds(SystemClock).uuid()));
+    let texts: Vec<String> =
+        (0..13).map(|n| format!("Letter {n}: {}", "green boats ".repeat(n % 5))).collect();
+    let mut alone = Vec::new();
+    for text in &texts {
+        alone.extend(documents(&embedder, alice, vec![text.clone()]).await);
+    }
+    let faulty = |at: usize| at % 4 == 1;
+    let mixed = texts.iter().enumerate().map(|(at, text)| {
+        if faulty(at) { format!("{text} {}", bulkhead::inference::FAULTY) } else { text.clone() }
+    });
+    let (his, hers) = tokio::join!(
+        documents(&embedder, bob, texts.clone()),
+        embedder.embed_documents(alice, mixed.clone().collect())
+    );
+    assert_eq!(his, alone);
+    let hers = hers.expect("answered");
+    assert_eq!(hers.len(), texts.len());
+    for (at, vector) in hers.into_iter().enumerate() {
+        match vector {
+            Ok(vector) => assert!(!faulty(at) && vector == alone[at], "{at}"),
+            Err(error) => assert!(faulty(at) && matches!(error, EmbedderError::Model(_)), "{at}: {error}"),
+        }
+    }
+    // A question is embedded whole or not at all.
+    assert!(embedder.embed_question(alice, mixed.collect()).await.is_err());
+}
+
+/// And for documents that are processed together with such a one.
+#[cfg(feature = "laboratory")]
+#[tokio::test]
+async fn a_document_that_the_model_fails_on_fails_alone_and_leaves_those_of_its_batch_their_own_words() {
+    use serde_json::json;
+    use sqlx::Connection as _;
+
+    use crate::server::{server, text};
+
+    let (alice, bob) = server().tenants().await;
+    let names = ["Ottoline", "Barnaby", "Marguerite", "Ferdinand", "Philippa"];
+    let places = ["pier", "mill", "quarry", "bakery", "school"];
+    let sentence = |n: usize| format!("{} keeps the key of the {}.", names[n], places[n]);
+    let sent = |faulty: Option<usize>| {
+        let texts: Vec<String> = (0..names.len())
+            .map(|n| match faulty {
+                Some(at) if at == n => format!("{} {}", sentence(n), bulkhead::inference::FAULTY),
+                _ => sentence(n),
+            })
+            .collect();
+        let sources: Vec<String> = names.iter().map(|name| format!("{name}.txt")).collect();
+        json!({"texts": texts, "file_sources": sources})
+    };
+    let (hers, his) = (sent(Some(2)), sent(None));
+    let (hers, his) = tokio::join!(
+        alice.writer.post("/documents/texts", &hers, 200),
+        bob.writer.post("/documents/texts", &his, 200)
+    );
+    bob.reader.wait_processed(&text(&his, "track_id")).await;
+    let ended = alice.reader.wait_ended(&text(&hers, "track_id")).await;
+    for document in ended["documents"].as_array().expect("documents") {
+        let failed = document["file_path"] == "Marguerite.txt";
+        assert_eq!(document["status"], if failed { "failed" } else { "processed" }, "{document}");
+        let says = document["error_msg"].as_str().unwrap_or_default();
+        assert_eq!(says.starts_with("the embedding model failed"), failed, "{document}");
+    }
+    for tenant in [&alice, &bob] {
+        for (n, place) in places.iter().enumerate() {
+            let body = json!({"query": format!("Who keeps the key of the {place}?"), "mode": "naive", "chunk_top_k": 1});
+            let found = tenant.reader.post("/query/data", &body, 200).await;
+            let content = text(&found["data"]["chunks"][0], "content");
+            assert_eq!(content == sentence(n), tenant.id == bob.id || n != 2, "{place}: {content}");
+        }
+    }
+    // The others were not begun again on its account.
+    let superuser = server().laboratory.superuser.as_ref().expect("a private database");
+    let mut superuser = sqlx::postgres::PgConnection::connect_with(superuser).await.expect("connection");
+    let attempts: Vec<(String, i32)> = sqlx::query_as(
+        "select d.file_name, j.attempts from job j join document d using (tenant_id, namespace_id, document_id)
+         where j.tenant_id = $1::uuid and j.attempts > 1",
+    )
+    .bind(&alice.id)
+    .fetch_all(&mut superuser)
+    .await
+    .expect("read");
+    assert_eq!(attempts, [("Marguerite.txt".to_owned(), 2)]);
 }

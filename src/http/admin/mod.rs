@@ -2,6 +2,7 @@
 //!
 //! What the actions are is in [`crate::admin`]; here are their routes.
 
+mod doctor;
 mod keys;
 mod limits;
 mod metrics;
@@ -15,6 +16,7 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, HttpRequest};
 use uuid::Uuid;
 
+pub(super) use doctor::{__path_examine, examine};
 pub(super) use keys::{
     __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
     key_create, key_list, key_revoke, operator_create, token_create,
@@ -133,5 +135,6 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)))
         .service(web::resource("/admin/tenants/{id}/reembed").route(web::post().to(reembed_create)))
         .service(web::resource("/admin/tenants/{id}/reembed/{job_id}").route(web::get().to(reembed_get)))
+        .service(web::resource("/admin/doctor").route(web::get().to(examine)))
         .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }

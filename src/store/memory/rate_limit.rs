@@ -51,6 +51,7 @@ pub struct MemoryRateLimiter {
     principals: Buckets,
     addresses: Buckets,
     refused: Buckets,
+    excess: Buckets,
 }
 
 impl MemoryRateLimiter {
@@ -68,6 +69,7 @@ impl MemoryRateLimiter {
             principals: buckets(),
             addresses: buckets(),
             refused: buckets(),
+            excess: buckets(),
         }
     }
 
@@ -77,6 +79,7 @@ impl MemoryRateLimiter {
             RateKey::Principal(..) => &self.principals,
             RateKey::Address(_) => &self.addresses,
             RateKey::Refused(_) => &self.refused,
+            RateKey::Excess(_) => &self.excess,
         };
         if let Some(bucket) = buckets.get(key).filter(|bucket| bucket.per_minute == per_minute) {
             return bucket;

@@ -15,7 +15,7 @@ use super::identifiers::{NameError, quote_identifier, quote_literal};
 use super::roles::Role;
 use super::secrets::RoleSecrets;
 
-mod survey;
+pub(super) mod survey;
 
 use survey::{Database, RoleRow, Version};
 
@@ -382,12 +382,12 @@ fn is_missing_database(error: &sqlx::Error) -> bool {
 }
 
 /// `number` as in `server_version_num`: 180004 for 18.4.
-fn version_is_accepted(number: i32) -> bool {
+pub(super) fn version_is_accepted(number: i32) -> bool {
     let (major, minor) = (number / 10_000, number % 10_000);
     major >= 18 || FLOORS.iter().any(|&(floor, patch)| major == floor && minor >= patch)
 }
 
-fn vector_is_accepted(version: &str) -> bool {
+pub(super) fn vector_is_accepted(version: &str) -> bool {
     let parts: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
     !parts.is_empty() && parts.as_slice() >= VECTOR_FLOOR.as_slice()
 }

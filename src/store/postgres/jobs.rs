@@ -52,6 +52,26 @@ pub struct LeasedJob {
     pub upload: bool,
 }
 
+/// The tenant is the row's own; a row without one is no job.
+impl<'r> FromRow<'r, PgRow> for LeasedJob {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            tenant: TenantId(row.try_get("tenant_id")?),
+            namespace: NamespaceId(row.try_get("namespace_id")?),
+            job: JobId(row.try_get("job_id")?),
+            kind: match row.try_get("kind")? {
+                "purge_tenant" => JobKind::PurgeTenant,
+                "reembed" => JobKind::Reembed,
+                _ => JobKind::Ingest,
+            },
+            lease: row.try_get("lease")?,
+            attempts: row.try_get("attempts")?,
+            cost: row.try_get("cost")?,
+            upload: row.try_get("upload")?,
+        })
+    }
+}
+
 /// A tenant with work that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantBacklog {
@@ -171,11 +191,10 @@ impl Stores {
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn job_lease(&self, tenant: TenantId, terms: LeaseTerms) -> Result<Vec<LeasedJob>, StoreError> {
-        const OPERATION: &str = "job.lease";
         let postgres = self.postgres();
         let now = postgres.clock.now();
         let until = now + chrono::Duration::from_std(terms.time).unwrap_or_default();
-        let rows = sqlx::query(
+        sqlx::query_as(
             "with due as (
                  select job_id, namespace_id, kind, upload, attempts, due_at,
                      case when attempts > 1 then $6 else cost end as cost
@@ -192,7 +211,7 @@ impl Stores {
                  attempts = attempts + 1, updated_at = $2
              where tenant_id = $1 and job_id in (
                  select job_id from running where place = 1 or before < $6 and attempts < 2)
-             returning job_id, namespace_id, kind, lease, attempts, cost, upload",
+             returning tenant_id, job_id, namespace_id, kind, lease, attempts, cost, upload",
         )
         .bind(tenant.0)
         .bind(now)
@@ -204,24 +223,7 @@ impl Stores {
         .bind(terms.node)
         .fetch_all(&postgres.pools.dispatch)
         .await
-        .map_err(failed(OPERATION))?;
-        let leased = |row: &PgRow| {
-            Ok(LeasedJob {
-                tenant,
-                namespace: NamespaceId(row.try_get("namespace_id")?),
-                job: JobId(row.try_get("job_id")?),
-                kind: match row.try_get("kind")? {
-                    "purge_tenant" => JobKind::PurgeTenant,
-                    "reembed" => JobKind::Reembed,
-                    _ => JobKind::Ingest,
-                },
-                lease: row.try_get("lease")?,
-                attempts: row.try_get("attempts")?,
-                cost: row.try_get("cost")?,
-                upload: row.try_get("upload")?,
-            })
-        };
-        rows.iter().map(leased).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+        .map_err(failed("job.lease"))
     }
 
     pub(in crate::store) fn postgres(&self) -> &Postgres {

@@ -12,6 +12,7 @@ pub mod control;
 pub mod directory;
 pub mod documents;
 mod error;
+pub mod examine;
 pub mod idempotency;
 mod identifiers;
 pub mod ingest;

@@ -1,5 +1,6 @@
 //! Connection pools, one for each kind of work, so that one cannot starve another.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,17 @@ impl TenantPool {
     }
 }
 
+impl TenantPool {
+    /// What tenants hold of their shares at this moment.
+    fn held(&self) -> impl Iterator<Item = (TenantId, i64)> {
+        let held = |(tenant, share): (Arc<TenantId>, Arc<Semaphore>)| {
+            let held = self.share.saturating_sub(share.available_permits());
+            (*tenant, i64::try_from(held).unwrap_or(i64::MAX))
+        };
+        self.shares.iter().map(held).filter(|(_, held)| *held > 0)
+    }
+}
+
 /// How a pool is used at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolUse {
@@ -152,6 +164,16 @@ impl Pools {
             let most = pool.options().get_max_connections();
             PoolUse { name, busy: pool.size().saturating_sub(idle), idle, most }
         })
+    }
+
+    /// Connections that tenants hold at this moment.
+    pub(super) fn held(&self) -> BTreeMap<TenantId, i64> {
+        let mut held = BTreeMap::new();
+        for (tenant, count) in [&self.query, &self.ingest, &self.audit].into_iter().flat_map(TenantPool::held)
+        {
+            *held.entry(tenant).or_default() += count;
+        }
+        held
     }
 
     pub(in crate::store) async fn close(&self) {

@@ -172,6 +172,45 @@ pub(super) fn generations(partition: &Path) -> io::Result<Vec<u64>> {
     Ok(names(partition)?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
+/// What lies in a folder of shards and is not of its making: no tenant's, namespace's, model's or generation's. At
+/// most `limit` of them. Reads only; inside of a generation nothing is looked at.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn strangers(root: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+    type Own = fn(&str) -> bool;
+    const UUID: Own = |name| name.parse::<uuid::Uuid>().is_ok_and(|id| id.to_string() == name);
+    const LEVELS: [Own; 4] = [
+        |name| UUID(name) || name == TRASH || name == ".lock",
+        UUID,
+        |name| ModelId::parse(name).is_ok(),
+        |name| name.parse::<u64>().is_ok() || name == WATERMARK || name == "watermark.json.new",
+    ];
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    for own in LEVELS {
+        let mut inner = Vec::new();
+        for folder in folders {
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let known = name.to_str().is_some_and(own);
+                let hidden = name.as_encoded_bytes().starts_with(b".");
+                match entry.file_type()? {
+                    kind if !known || kind.is_symlink() => found.push(entry.path()),
+                    kind if kind.is_dir() && !hidden => inner.push(entry.path()),
+                    _ => {}
+                }
+                if found.len() >= limit {
+                    return Ok(found);
+                }
+            }
+        }
+        folders = inner;
+    }
+    Ok(found)
+}
+
 /// What lies in a folder; nothing when there is none.
 fn names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
@@ -211,4 +250,43 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_of_a_shards_making_is_found_at_every_level() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("shards");
+        let layout = Layout::open(root.clone()).expect("opened");
+        let id = uuid::Uuid::from_u128;
+        let model = ModelId::parse("0123456789abcdef").expect("a model");
+        let partition = layout.partition(&Partition::new(TenantId(id(1)), NamespaceId(id(2)), model));
+        let shard = layout.create_generation(&partition, 1).expect("made");
+        fs::write(shard.join("segment"), "qdrant's own").expect("written");
+        let seq = Watermark { generation: 1, seq: Seq(1), deleted_since: None };
+        layout.write_watermark(&partition, seq).expect("written");
+        assert_eq!(strangers(&root, 10).expect("read"), Vec::<PathBuf>::new());
+
+        let tenant = root.join(id(1).to_string());
+        let mut planted = vec![
+            root.join("note.txt"),
+            tenant.join("acme"),
+            tenant.join(id(2).to_string()).join("other-model"),
+            partition.join("2.bak"),
+        ];
+        for path in &planted {
+            fs::create_dir(path).expect("planted");
+        }
+        let link = root.join(id(3).to_string());
+        std::os::unix::fs::symlink("/", &link).expect("planted");
+        planted.insert(1, link);
+        let mut found = strangers(&root, 10).expect("read");
+        found.sort();
+        planted.sort();
+        assert_eq!(found, planted);
+        assert_eq!(strangers(&root, 2).expect("read").len(), 2);
+    }
 }

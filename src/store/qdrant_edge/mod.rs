@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 
 pub use self::index::EdgeIndex;
+pub use self::layout::strangers;
 pub use self::settings::EdgeSettings;
 
 use self::fault::{BACKEND, Fault};

@@ -9,7 +9,7 @@ use crate::store::postgres::roles::Role;
 
 /// The server's version.
 #[derive(FromRow)]
-pub(super) struct Version {
+pub(in crate::store::postgres) struct Version {
     /// As in `server_version_num`: 180004 for 18.4.
     pub number: i32,
     /// As a person writes it.
@@ -19,7 +19,7 @@ pub(super) struct Version {
 /// One of our roles as it is.
 #[derive(FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "one per column of pg_roles")]
-pub(super) struct RoleRow {
+pub(in crate::store::postgres) struct RoleRow {
     pub name: String,
     pub login: bool,
     pub superuser: bool,
@@ -36,18 +36,15 @@ pub(super) struct RoleRow {
 
 impl RoleRow {
     /// Whether nothing needs doing.
-    pub(super) fn is_as_wanted(&self, role: Role, comment: &str) -> bool {
-        let mut wanted: Vec<String> =
-            role.session_settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
-        wanted.sort_unstable();
+    pub(in crate::store::postgres) fn is_as_wanted(&self, role: Role, comment: &str) -> bool {
         self.corrections(role).is_empty()
-            && self.settings == wanted
+            && self.settings == wanted_settings(role)
             && self.comment.as_deref() == Some(comment)
     }
 
     /// The options of `ALTER ROLE` that make the role what it should be. Only those that differ are
     /// named: an administrator that is no superuser may not even say NOSUPERUSER.
-    pub(super) fn corrections(&self, role: Role) -> Vec<String> {
+    pub(in crate::store::postgres) fn corrections(&self, role: Role) -> Vec<String> {
         let excess = [
             (self.superuser, "NOSUPERUSER"),
             (self.create_role, "NOCREATEROLE"),
@@ -62,9 +59,17 @@ impl RoleRow {
     }
 }
 
+/// Settings that a role's sessions start with, as `name=value`, sorted.
+pub(in crate::store::postgres) fn wanted_settings(role: Role) -> Vec<String> {
+    let mut wanted: Vec<String> =
+        role.session_settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    wanted.sort_unstable();
+    wanted
+}
+
 /// Our database as it is.
 #[derive(FromRow)]
-pub(super) struct Database {
+pub(in crate::store::postgres) struct Database {
     pub owner: String,
     /// Whether everybody may connect or create temporary tables.
     pub open: bool,
@@ -73,12 +78,14 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn is_as_wanted(&self) -> bool {
+    pub(in crate::store::postgres) fn is_as_wanted(&self) -> bool {
         self.owner == Role::Owner.name() && !self.open && usize::try_from(self.doors) == Ok(Role::ALL.len())
     }
 }
 
-pub(super) async fn version(connection: &mut PgConnection) -> Result<Version, sqlx::Error> {
+pub(in crate::store::postgres) async fn version(
+    connection: &mut PgConnection,
+) -> Result<Version, sqlx::Error> {
     sqlx::query_as(
         "SELECT current_setting('server_version_num')::int4 AS number, \
                 current_setting('server_version') AS text",
@@ -87,7 +94,7 @@ pub(super) async fn version(connection: &mut PgConnection) -> Result<Version, sq
     .await
 }
 
-pub(super) async fn roles(
+pub(in crate::store::postgres) async fn roles(
     connection: &mut PgConnection,
     names: &[String],
 ) -> Result<Vec<RoleRow>, sqlx::Error> {
@@ -109,7 +116,7 @@ pub(super) async fn roles(
     .await
 }
 
-pub(super) async fn database(
+pub(in crate::store::postgres) async fn database(
     connection: &mut PgConnection,
     name: &str,
 ) -> Result<Option<Database>, sqlx::Error> {
@@ -129,21 +136,27 @@ pub(super) async fn database(
     .await
 }
 
-pub(super) async fn is_superuser(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+pub(in crate::store::postgres) async fn is_superuser(
+    connection: &mut PgConnection,
+) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
         .fetch_one(connection)
         .await
 }
 
 /// The newest pgvector that the server could install.
-pub(super) async fn vector_available(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+pub(in crate::store::postgres) async fn vector_available(
+    connection: &mut PgConnection,
+) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar("SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
         .fetch_optional(connection)
         .await
 }
 
 /// The pgvector of this database.
-pub(super) async fn vector_installed(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+pub(in crate::store::postgres) async fn vector_installed(
+    connection: &mut PgConnection,
+) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
         .fetch_optional(connection)
         .await

@@ -25,8 +25,19 @@ pub(super) struct Programs {
     pub lz4: bool,
 }
 
+/// Whether these programs can be used. Blocking, a few milliseconds.
+///
+/// # Errors
+/// [`ServerError::Missing`], `Version` or `File`, each with what to do.
+pub fn inspect(install: &Path) -> Result<(), ServerError> {
+    if !install.join("bin/postgres").exists() {
+        return Err(ServerError::Missing(install.join("bin/postgres")));
+    }
+    programs(install).map(drop)
+}
+
 /// Asks the programs for their version. Blocking, a few milliseconds.
-pub(super) fn inspect(install: &Path) -> Result<Programs, ServerError> {
+pub(super) fn programs(install: &Path) -> Result<Programs, ServerError> {
     let postgres = install.join("bin/postgres");
     let found = ask(&postgres, install, "--version").map_err(ServerError::file("run", &postgres))?;
     let (major, minor) = parse_version(&found).unwrap_or((0, 0));

@@ -41,6 +41,7 @@ mod settings;
 mod supervisor;
 
 pub use error::ServerError;
+pub use install::inspect;
 pub use lock::{DataLock, LockError};
 pub use settings::ServerSettings;
 
@@ -125,7 +126,7 @@ impl PrivateServer {
         let superuser = secrets::load_or_create(&layout.secrets_dir, cluster::SUPERUSER, entropy)?;
         let secrets = Arc::new(RoleSecrets::load_or_create(&layout.secrets_dir, entropy)?);
 
-        let programs = install::inspect(&layout.install)?;
+        let programs = install::programs(&layout.install)?;
         cluster::require(&layout, programs, &superuser, settings.durable).await?;
         let configuration = settings.render(&layout, programs.lz4)?;
         let address = connect_options(&layout, cluster::SUPERUSER, &superuser, "postgres");
