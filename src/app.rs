@@ -1,6 +1,7 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
 pub mod bench;
+mod clock;
 pub mod eval;
 mod measured;
 mod settings;
@@ -93,7 +94,7 @@ impl Foundation {
     /// # Errors
     /// Says which part could not be had and what to do.
     pub async fn open(settings: &Settings, model: &ModelId) -> anyhow::Result<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock = clock::clock();
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
         let lock = DataLock::acquire(&settings.data_dir)?;
         let data_dir = lock.data_dir().to_owned();
@@ -381,6 +382,10 @@ fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_j
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     telemetry::start(&settings.telemetry)?;
+    // Connections, shards and the database's pools each take some; the usual soft limit is meant for less.
+    let files =
+        rlimit::increase_nofile_limit(u64::MAX).context("the limit on open files cannot be raised")?;
+    tracing::debug!(files, "open files at once");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let server = Server::build(settings).await?;
