@@ -17,14 +17,17 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// By how much the server may grow while it is flooded, KiB.
 const GROWTH_KIB: u64 = 256 * 1024;
 
-/// Memory that a process has, KiB: now, and at most so far.
-fn memory(server: &Running) -> (u64, u64) {
+/// Memory that the server has now, KiB; its peak begins anew.
+fn memory(server: &Running) -> u64 {
+    std::fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").expect("one's own process");
+    peak(server)
+}
+
+/// The most that it has had since, KiB.
+fn peak(server: &Running) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a process");
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
-        line.trim_start_matches(':').split_whitespace().next().expect("a number").parse().expect("a number")
-    };
-    (field("VmRSS"), field("VmHWM"))
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a field");
+    line.split_whitespace().next().expect("a number").parse().expect("a number")
 }
 
 /// Documents that a tenant floods the server with where `BULKHEAD_FLOOD` says nothing, and the bound of its queue.
@@ -39,7 +42,7 @@ async fn a_flood_of_documents_is_refused_at_its_bound_while_questions_and_health
     town.send(&server, 2).await;
     town.check(&server).await;
     let wanted = std::env::var("BULKHEAD_FLOOD").ok().and_then(|count| count.parse().ok()).unwrap_or(FLOOD);
-    let before = memory(&server).0;
+    let before = memory(&server);
     let (accepted, refused) = (Cell::new(town.parties[0].accepted.len()), Cell::new(0));
     let filling = "The barge brought so many casks that nobody counted them all. ".repeat(20);
     let flood = async {
@@ -86,7 +89,7 @@ async fn a_flood_of_documents_is_refused_at_its_bound_while_questions_and_health
         () = flood => {}
         () = others => {}
     }
-    let after = memory(&server).1;
+    let after = peak(&server);
     println!(
         "{} accepted, {} calls refused, at most {} waited; {} others' calls, the longest {:?}; {before} KiB became {after}",
         accepted.get(),
@@ -129,7 +132,7 @@ async fn bodies_that_would_fill_the_memory_are_refused_and_a_neighbours_are_not(
         .await;
     town.send(&server, 2).await;
     town.check(&server).await;
-    let before = memory(&server).0;
+    let before = memory(&server);
     let address = server.url().strip_prefix("http://").expect("an address").to_owned();
     let length = 6 * 1024 * 1024;
     let head = format!(
@@ -169,7 +172,7 @@ async fn bodies_that_would_fill_the_memory_are_refused_and_a_neighbours_are_not(
     }
     // Three of them fit into the tenant's share.
     assert!((20..=21).contains(&refused) && told > 0, "{refused} were refused, {told} told");
-    let most = memory(&server).1;
+    let most = peak(&server);
     println!("{before} KiB became {most}");
     assert!(most < before + 100 * 1024, "{before} KiB became {most}");
     let word = town.parties[1].accepted.values().next().expect("a document");
