@@ -9,6 +9,7 @@ CASES ?= 5000
 ROUNDS ?= 200
 TARGET ?= tokens
 SECONDS ?= 600
+TARGETS := $(notdir $(wildcard tests/corpus/*))
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,12 +26,17 @@ test: setup ## Set up and run the whole suite
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
 
-soak: setup ## Search long for faults: CASES inputs for each property and fuzz target, ROUNDS kills of a server under load
+soak: setup ## Search long for faults: CASES inputs for each property, ROUNDS kills of a server under load, SECONDS of each fuzz target
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features laboratory --test suite -- fuzzing:: any_body:: damaged_files::
 	BULKHEAD_ROUNDS=$(ROUNDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture crashes::storm::
+	BULKHEAD_FLOOD=50000 $(CARGO) test --release --features laboratory --test suite -- --nocapture faults::
+	for target in $(TARGETS); do $(MAKE) fuzz TARGET=$$target || exit 1; done
 
-fuzz: ## Fuzz TARGET by coverage for SECONDS; wants cargo-fuzz (cargo install cargo-fuzz)
-	$(CARGO) fuzz run --sanitizer none $(TARGET) tests/corpus/$(TARGET) -- -max_total_time=$(SECONDS)
+fuzz: ## Fuzz TARGET by coverage for SECONDS, on the stable toolchain; wants a C++ compiler
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/rustc.sh $(CARGO) build --release --package bulkhead-fuzz --bin $(TARGET)
+	mkdir -p .local/fuzz/$(TARGET)
+	target/release/$(TARGET) -max_total_time=$(SECONDS) -artifact_prefix=tests/corpus/$(TARGET)/ \
+		.local/fuzz/$(TARGET) tests/corpus/$(TARGET)
 
 bench: setup ## Measure the server against its raw parts, in less than 20 minutes
 	$(CARGO) run --release --bin bulkhead -- bench

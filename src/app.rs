@@ -1,6 +1,7 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
 pub mod bench;
+mod clock;
 pub mod doctor;
 pub mod eval;
 mod measured;
@@ -99,7 +100,7 @@ impl Foundation {
     /// # Errors
     /// Says which part could not be had and what to do.
     pub async fn open(settings: &Settings, model: &ModelId) -> anyhow::Result<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock = clock::clock();
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
         let lock = DataLock::acquire(&settings.data_dir)?;
         let data_dir = lock.data_dir().to_owned();
@@ -443,6 +444,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let traces = telemetry::start(&settings.telemetry, &settings.node)?;
+    // Connections, shards and the database's pools each take some; the usual soft limit is meant for less.
+    let files =
+        rlimit::increase_nofile_limit(u64::MAX).context("the limit on open files cannot be raised")?;
+    tracing::debug!(files, "open files at once");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let server = Server::build(settings).await?;

@@ -121,7 +121,7 @@ impl Validate for Settings {
         require(self.embedding.max_tokens >= 16, "embedding.max_tokens: at least 16");
         require((1..=64).contains(&self.embedding.batch), "embedding.batch: 1 to 64");
         require(self.ingestion.workers >= 1, "ingestion.workers: at least 1");
-        require(self.ingestion.lease_seconds >= 5, "ingestion.lease_seconds: at least 5");
+        require((5..=600).contains(&self.ingestion.lease_seconds), "ingestion.lease_seconds: 5 to 600");
         require(self.ingestion.max_attempts >= 1, "ingestion.max_attempts: at least 1");
         require(self.ingestion.tenant_parsers >= 1, "ingestion.tenant_parsers: at least 1");
         require(self.orphans.every_seconds >= 1, "orphans.every_seconds: at least 1");

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::identity::{Identity, gate, state};
 use super::problem::{FieldError, Kind, Problem};
-use super::settings::HttpSettings;
+use super::state::App;
 use super::watch::still_let_in;
 
 /// Names by which a body or a document's metadata would name a tenant.
@@ -228,7 +228,7 @@ async fn read<T: DeserializeOwned + Check>(
     if rules.media_type {
         require_json(&request)?;
     }
-    let bytes = receive(&request, payload, &app.limits).await?;
+    let bytes = receive(&request, payload, &app, &identity).await?;
     // It may have been minutes in coming.
     if let Identity::Tenant(caller) = &identity {
         still_let_in(&app, caller).await?;
@@ -249,8 +249,15 @@ fn require_json(request: &HttpRequest) -> Result<(), Problem> {
 async fn receive(
     request: &HttpRequest,
     mut payload: Payload,
-    limits: &HttpSettings,
+    app: &App,
+    identity: &Identity,
 ) -> Result<Bytes, Problem> {
+    let limits = &app.limits;
+    // Operators are few.
+    let mut buffer = match identity {
+        Identity::Tenant(caller) => Some(app.meters.buffer(caller.scope().tenant())),
+        Identity::Operator(..) => None,
+    };
     let most = limits.max_json_bytes;
     let too_large =
         || Problem::new(Kind::TooLarge).saying(format!("A body of this route has at most {most} bytes."));
@@ -269,6 +276,10 @@ async fn receive(
     loop {
         let piece = tokio::time::timeout_at(begun + limits.body_time(body.len()), payload.next());
         let Some(piece) = piece.await.map_err(|_| Problem::new(Kind::RequestTimeout))? else {
+            // Held until the request is answered.
+            if let Some(buffer) = buffer {
+                request.extensions_mut().insert(buffer);
+            }
             return Ok(body.freeze());
         };
         let piece = piece.map_err(|error| {
@@ -278,8 +289,16 @@ async fn receive(
         if body.len() + piece.len() > most {
             return Err(too_large());
         }
+        if buffer.as_mut().is_some_and(|buffer| !buffer.grow(piece.len())) {
+            return Err(no_memory());
+        }
         body.extend_from_slice(&piece);
     }
+}
+
+/// Too much is held in memory already.
+pub(super) fn no_memory() -> Problem {
+    Problem::new(Kind::RateLimited).saying("Too much is being received at once; try again in a moment.")
 }
 
 /// Parses a body and checks every rule that is the same for all bodies, then the type's own.

@@ -134,6 +134,14 @@ pub fn serve(app: Arc<App>, admin_socket: Option<&Path>) -> Result<Serving, Serv
     let data = Data::from(app);
     let listener = listen(settings.address)?;
     let address = local(&listener, settings.address)?;
+    let connections = settings.connections(1, descriptors(Side::Tenants)?);
+    if connections < settings.max_connections {
+        tracing::warn!(
+            connections,
+            wanted = settings.max_connections,
+            "fewer connections at once than http.max_connections says: raise the limit on open files (ulimit -n)"
+        );
+    }
     let mut servers = vec![tcp(&data, Side::Tenants, listener, tls.as_ref())?];
     let mut admin_address = None;
     if let Some(wanted) = settings.admin_address {
@@ -245,13 +253,24 @@ macro_rules! server {
         };
         HttpServer::new(move || application(data.clone(), side))
             .workers(workers)
-            .max_connections(settings.max_connections)
+            .max_connections(settings.connections(workers, descriptors(side)?))
             .keep_alive(Duration::from_secs(settings.keep_alive_seconds))
             .client_request_timeout(Duration::from_secs(settings.head_seconds))
             .client_disconnect_timeout(Duration::from_secs(1))
             .shutdown_timeout(settings.shutdown_seconds)
             .disable_signals()
     }};
+}
+
+/// The descriptors that the connections of one side may have: what is left is the stores', which would otherwise be
+/// without when callers are many.
+fn descriptors(side: Side) -> Result<u64, ServeError> {
+    let place = "a socket: the limit on open files cannot be read";
+    let all = rlimit::Resource::NOFILE.get_soft().map_err(failed(&place))?;
+    Ok(match side {
+        Side::Tenants => all / 2,
+        Side::Operators => all / 16,
+    })
 }
 
 fn tcp(

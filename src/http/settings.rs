@@ -49,6 +49,10 @@ pub struct HttpSettings {
     pub uploads: usize,
     /// Of these, how many one tenant may have.
     pub tenant_uploads: usize,
+    /// Bytes of bodies that are held in memory at once, over all tenants, until each is acted on.
+    pub buffered_bytes: usize,
+    /// Of these, how many one tenant may have.
+    pub tenant_buffered_bytes: usize,
     /// The largest metadata of one document, bytes of JSON.
     pub max_metadata_bytes: usize,
     /// Event streams at once, over all tenants.
@@ -104,6 +108,8 @@ impl Default for HttpSettings {
             max_upload_bytes: 100 * 1024 * 1024,
             uploads: 16,
             tenant_uploads: 4,
+            buffered_bytes: 512 * 1024 * 1024,
+            tenant_buffered_bytes: 256 * 1024 * 1024,
             max_metadata_bytes: 16 * 1024,
             streams: 10_000,
             tenant_streams: 1000,
@@ -144,6 +150,14 @@ impl HttpSettings {
         faults.extend(
             positive.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")),
         );
+        if self.tenant_buffered_bytes < self.max_upload_bytes.max(self.max_json_bytes) {
+            faults.push(
+                "http.tenant_buffered_bytes: at least the largest body and the largest file".to_owned(),
+            );
+        }
+        if self.buffered_bytes < self.tenant_buffered_bytes {
+            faults.push("http.buffered_bytes: at least http.tenant_buffered_bytes".to_owned());
+        }
         let times = [
             ("body_seconds", self.body_seconds),
             ("heartbeat_seconds", self.heartbeat_seconds),
@@ -154,6 +168,13 @@ impl HttpSettings {
             times.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("http.{name}: more than 0")),
         );
         faults
+    }
+
+    /// Connections at once for each of so many threads, where they may have so many descriptors.
+    #[must_use]
+    pub(super) fn connections(&self, threads: usize, descriptors: u64) -> usize {
+        let share = usize::try_from(descriptors).unwrap_or(usize::MAX) / threads.max(1);
+        self.max_connections.min(share.max(1))
     }
 
     /// How long a body may have taken of which so much has arrived.

@@ -97,6 +97,7 @@ pub struct Meters {
     turns: Turns,
     streams: Places,
     uploads: Places,
+    buffers: Places,
 }
 
 impl Meters {
@@ -108,6 +109,7 @@ impl Meters {
             turns: Turns::default(),
             streams: Places::new(limits.streams, limits.tenant_streams),
             uploads: Places::new(limits.uploads, limits.tenant_uploads),
+            buffers: Places::new(limits.buffered_bytes, limits.tenant_buffered_bytes),
         }
     }
 
@@ -133,9 +135,15 @@ impl Meters {
     pub(super) fn upload(&self, tenant: TenantId) -> Option<Place> {
         self.uploads.take(tenant)
     }
+
+    /// What a body takes of the memory for bodies: nothing yet, and more with every piece.
+    pub(super) fn buffer(&self, tenant: TenantId) -> Place {
+        self.buffers.none(tenant)
+    }
 }
 
 /// Places of a server, of which one tenant may have a share, so that it cannot keep the others out.
+#[derive(Clone)]
 struct Places {
     most: usize,
     share: usize,
@@ -147,28 +155,43 @@ impl Places {
         Self { most, share, taken: Arc::default() }
     }
 
+    fn none(&self, tenant: TenantId) -> Place {
+        Place { tenant, count: 0, places: self.clone() }
+    }
+
     fn take(&self, tenant: TenantId) -> Option<Place> {
-        let mut taken = self.taken.lock();
-        let all: usize = taken.values().sum();
-        if all >= self.most || taken.get(&tenant).is_some_and(|own| *own >= self.share) {
-            return None;
-        }
-        *taken.entry(tenant).or_default() += 1;
-        Some(Place { tenant, taken: Arc::clone(&self.taken) })
+        let mut place = self.none(tenant);
+        place.grow(1).then_some(place)
     }
 }
 
-/// A place, free again when it is dropped.
+/// A place or several, free again when it is dropped.
 pub(super) struct Place {
     tenant: TenantId,
-    taken: Arc<Mutex<HashMap<TenantId, usize>>>,
+    count: usize,
+    places: Places,
+}
+
+impl Place {
+    /// Takes so many more; `false`, and none is taken, when there are not so many.
+    pub(super) fn grow(&mut self, by: usize) -> bool {
+        let mut taken = self.places.taken.lock();
+        let all: usize = taken.values().sum();
+        let own = taken.get(&self.tenant).copied().unwrap_or_default();
+        let fits = all + by <= self.places.most && own + by <= self.places.share;
+        if fits {
+            taken.insert(self.tenant, own + by);
+            self.count += by;
+        }
+        fits
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.taken.lock();
+        let mut taken = self.places.taken.lock();
         if let Some(own) = taken.get_mut(&self.tenant) {
-            *own -= 1;
+            *own -= self.count;
             if *own == 0 {
                 taken.remove(&self.tenant);
             }
@@ -189,6 +212,9 @@ mod tests {
         assert!(places.take(bob).is_some());
         drop(held);
         assert!(places.take(alice).is_some());
+        let (mut hers, mut his) = (places.none(alice), places.none(bob));
+        assert!(hers.grow(2) && !hers.grow(1) && his.grow(2) && !his.grow(1));
+        drop((hers, his));
         assert!(places.taken.lock().is_empty());
     }
 }

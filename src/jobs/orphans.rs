@@ -7,8 +7,9 @@
 //! the wrong database.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
@@ -32,6 +33,8 @@ pub struct OrphanSweep {
     directory: Arc<dyn Directory>,
     settings: OrphanSettings,
     clock: Arc<dyn Clock>,
+    /// When it was made, by either clock.
+    begun: (DateTime<Utc>, Instant),
 }
 
 impl OrphanSweep {
@@ -43,7 +46,14 @@ impl OrphanSweep {
         settings: OrphanSettings,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { stores, directory, settings, clock }
+        let begun = (clock.now(), clock.instant());
+        Self { stores, directory, settings, clock, begun }
+    }
+
+    /// The time, or what it would be if nobody had set the clock forwards: a file that is being accepted must not grow
+    /// old by that.
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.now().min(self.begun.0 + self.clock.instant().saturating_duration_since(self.begun.1))
     }
 
     /// Sweeps at once, and then on an interval.
@@ -99,7 +109,7 @@ impl OrphanSweep {
 
     async fn sweep_tenant(&self, permit: &Permit<Write>) -> Result<(), StoreError> {
         let margin = chrono::Duration::from_std(Duration::from_secs(self.settings.margin_seconds));
-        let before = margin.ok().and_then(|margin| self.clock.now().checked_sub_signed(margin));
+        let before = margin.ok().and_then(|margin| self.now().checked_sub_signed(margin));
         // A margin longer than time itself leaves everything alone.
         let Some(before) = before else { return Ok(()) };
         let removed = self.stores.background(permit).orphans_remove(before).await?;

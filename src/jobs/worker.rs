@@ -260,7 +260,7 @@ impl Workers {
     async fn purge(&self, job: &LeasedJob) -> Result<(), ProcessError> {
         let permit = tenancy::authorise_purge(self.directory.as_ref(), job.tenant).await.map_err(away)?;
         let Some(permit) = permit else {
-            self.stores.job_release(std::slice::from_ref(job), Duration::from_hours(1)).await?;
+            self.stores.job_release(std::slice::from_ref(job), Duration::from_mins(5)).await?;
             return Ok(());
         };
         let writer = self.stores.background(&permit);

@@ -3,8 +3,10 @@
 //! **Invariant:** nothing is written here, so a task can be begun again at any time.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
 use super::chunk::{ChunkError, Chunker, embedding_text};
@@ -91,9 +93,24 @@ impl ProcessError {
             Self::Store(error) if error.kind == ErrorKind::Unavailable && error.backend == "postgres" => {
                 Attempts::Unbounded
             }
+            Self::Parse(_) | Self::Store(_) if machine_lacks(self) => Attempts::Unbounded,
             Self::Parse(_) | Self::Embed(_) | Self::Store(_) => Attempts::Configured,
         }
     }
+}
+
+/// Whether the machine lacked what comes back: processes, memory, descriptors, room on the disk.
+fn machine_lacks(error: &(dyn Error + 'static)) -> bool {
+    let lacks = [Errno::EAGAIN, Errno::ENOMEM, Errno::ENFILE, Errno::EMFILE, Errno::ENOSPC];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if number.is_some_and(|number| lacks.contains(&Errno::from_raw(number))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// A chunk before its vector.
@@ -291,7 +308,14 @@ mod tests {
         let away = |backend| StoreError::new(ErrorKind::Unavailable, backend, "test", "away");
         let damaged = StoreError::new(ErrorKind::Internal, "postgres", "test", "the statement failed");
         let source = || std::io::Error::other("no process");
-        let table: [(ProcessError, Option<i32>); 11] = [
+        let lacking = |number| {
+            StoreError::new(ErrorKind::Unavailable, "uploads", "test", "away")
+                .with_source(std::io::Error::from_raw_os_error(number))
+        };
+        let table: [(ProcessError, Option<i32>); 14] = [
+            (ParseError::Worker { source: std::io::Error::from_raw_os_error(24) }.into(), None),
+            (lacking(28).into(), None),
+            (lacking(5).into(), Some(5)),
             (ParseError::Empty.into(), Some(1)),
             (ParseError::TooSlow { seconds: 1 }.into(), Some(1)),
             (ParseError::OutOfMemory { limit_bytes: 1 }.into(), Some(1)),

@@ -70,6 +70,11 @@ impl Graphs {
         if age >= self.max_lag || corpus.chunks() <= AT_ONCE {
             return self.refresh(corpus).await;
         }
+        let at_it = self.loading.get_with(corpus.partition().clone(), Arc::default);
+        if at_it.try_lock().is_err() {
+            // Tasks that only wait for one that is at it already would pile up.
+            return Ok(held.graph);
+        }
         let (graphs, corpus) = (self.clone(), corpus.clone());
         self.refreshing.spawn(async move {
             if let Err(error) = graphs.refresh(&corpus).await {

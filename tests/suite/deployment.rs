@@ -121,6 +121,10 @@ impl FakeClock {
     pub fn advance(&self, by: Duration) {
         *self.now.lock().expect("clock") += chrono::Duration::from_std(by).expect("duration");
     }
+
+    pub fn set_back(&self, by: Duration) {
+        *self.now.lock().expect("clock") -= chrono::Duration::from_std(by).expect("duration");
+    }
 }
 
 impl Clock for FakeClock {
@@ -128,9 +132,9 @@ impl Clock for FakeClock {
         *self.now.lock().expect("clock")
     }
 
-    /// The machine's own, and what the test moved it by.
+    /// The machine's own, and what the test moved it forwards by.
     fn instant(&self) -> Instant {
-        Instant::now() + (self.now() - self.begun).to_std().expect("forward")
+        Instant::now() + (self.now() - self.begun).to_std().unwrap_or_default()
     }
 }
 

@@ -26,6 +26,8 @@ mod effective;
 mod embedding;
 mod evaluation;
 #[cfg(feature = "laboratory")]
+mod faults;
+#[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
 mod hints;

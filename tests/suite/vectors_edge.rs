@@ -91,7 +91,7 @@ fn folder(root: &Path, own: &Partition) -> PathBuf {
 fn generations(root: &Path, own: &Partition) -> Vec<String> {
     let entries = std::fs::read_dir(folder(root, own)).into_iter().flatten();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| name != "watermark.json").collect();
+    let mut names: Vec<_> = names.filter(|name| name.parse::<u64>().is_ok()).collect();
     names.sort_unstable();
     names
 }

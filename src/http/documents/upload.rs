@@ -14,11 +14,11 @@ use sha2::{Digest, Sha256};
 
 use super::super::extract::{IdempotencyKey, Namespace};
 use super::super::identity::Caller;
-use super::super::json::tenant_named;
+use super::super::json::{no_memory, tenant_named};
 use super::super::problem::{FieldError, Kind, Problem};
 use super::super::room::Room;
 use super::super::settings::HttpSettings;
-use super::super::state::App;
+use super::super::state::{App, Place};
 use super::super::watch::still_let_in;
 use super::accept::{
     Submission, Submitted, fingerprint, inserted, name_taken, new_document_id, new_track_id, respond, submit,
@@ -75,7 +75,8 @@ pub(in crate::http) async fn upload(
         let detail = "Too many files are being received; try again in a moment.";
         Problem::new(Kind::RateLimited).saying(detail).at_limit("uploads")
     })?;
-    let (name, bytes) = receive(&app, &corpus, &key, form).await?;
+    let mut buffer = app.meters.buffer(permit.scope().tenant());
+    let (name, bytes) = receive(&app, &corpus, &key, form, &mut buffer).await?;
     still_let_in(&app, &caller).await?;
 
     let track_id = new_track_id(&app, "upload");
@@ -120,6 +121,7 @@ async fn receive(
     corpus: &CorpusWriter,
     key: &IdempotencyKey,
     mut form: Multipart,
+    buffer: &mut Place,
 ) -> Result<(String, Bytes), Problem> {
     let pace = Pace { begun: tokio::time::Instant::now(), received: Cell::new(0), limits: &app.limits };
     let mut received = None;
@@ -131,7 +133,7 @@ async fn receive(
             if tenant_named(&names).is_some() || name == "file" {
                 return Err(wrong_field(&name));
             }
-            read(&mut field, MAX_OTHER_FIELD, &pace).await?;
+            read(&mut field, MAX_OTHER_FIELD, &pace, buffer).await?;
             continue;
         }
         let file_name =
@@ -141,7 +143,7 @@ async fn receive(
         if key.0.is_none() && corpus.document_name_taken(&file_name).await? {
             return Err(name_taken());
         }
-        let bytes = read(&mut field, app.limits.max_upload_bytes, &pace).await?;
+        let bytes = read(&mut field, app.limits.max_upload_bytes, &pace, buffer).await?;
         if bytes.is_empty() {
             return Err(Problem::new(Kind::InvalidBody).saying("The file is empty."));
         }
@@ -195,12 +197,15 @@ impl Pace<'_> {
     }
 }
 
-async fn read(field: &mut Field, most: usize, pace: &Pace<'_>) -> Result<Bytes, Problem> {
+async fn read(field: &mut Field, most: usize, pace: &Pace<'_>, buffer: &mut Place) -> Result<Bytes, Problem> {
     let mut bytes = BytesMut::new();
     while let Some(piece) = pace.next(field).await? {
         let piece = piece.map_err(|error| broken(&error))?;
         if bytes.len() + piece.len() > most {
             return Err(Problem::new(Kind::TooLarge).saying(format!("A file has at most {most} bytes.")));
+        }
+        if !buffer.grow(piece.len()) {
+            return Err(no_memory());
         }
         pace.received.set(pace.received.get() + piece.len());
         bytes.extend_from_slice(&piece);

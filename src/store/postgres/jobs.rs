@@ -1,12 +1,14 @@
 //! The queue: rows leased with a fence, so that a job is done once, and by whoever still holds it.
 //!
+//! **Invariant:** a clock that is set forwards or back holds nothing up for longer than a lease may last, and lets nobody
+//! write whose lease is another's.
 //! **Invariant:** the dispatcher's role sees heads only; what a job is about is read under its tenant.
 //! **Invariant:** locks are taken in one order: a tenant's lock on its namespaces, a namespace's acceptance lock, the
 //! namespace, jobs by identity, documents. Another order would end in deadlocks.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
@@ -19,6 +21,11 @@ use crate::domain::document::Status;
 use crate::domain::ids::{JobId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
 use crate::store::handles::{CorpusWriter, Stores, TenantReader, TenantWriter};
+
+/// The longest that a job is put off. One that is due later was written before the clock was set back, and is due now.
+const LONGEST_DELAY: TimeDelta = TimeDelta::minutes(6);
+/// The longest that a lease may have left, likewise; more than settings allow a lease to last.
+const LONGEST_LEASE: TimeDelta = TimeDelta::minutes(15);
 
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,13 +178,17 @@ impl Stores {
     /// `Unavailable` or `Timeout`.
     pub async fn job_backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError> {
         let postgres = self.postgres();
+        let now = postgres.clock.now();
         let rows: Vec<(Uuid, i64)> = sqlx::query_as(
             "select tenant_id, count(*) from job
-             where state in ('queued', 'running') and due_at <= $1 and (leased_until is null or leased_until < $1)
+             where state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
+                 and (leased_until is null or leased_until < $1 or leased_until > $4)
              group by tenant_id order by min(due_at) limit $2",
         )
-        .bind(postgres.clock.now())
+        .bind(now)
         .bind(limit)
+        .bind(now + LONGEST_DELAY)
+        .bind(now + LONGEST_LEASE)
         .fetch_all(&postgres.pools.dispatch)
         .await
         .map_err(failed("job.backlog"))?;
@@ -199,8 +210,8 @@ impl Stores {
                  select job_id, namespace_id, kind, upload, attempts, due_at,
                      case when attempts > 1 then $6 else cost end as cost
                  from job
-                 where tenant_id = $1 and state in ('queued', 'running') and due_at <= $2
-                     and (leased_until is null or leased_until < $2) and ($7 or not upload)
+                 where tenant_id = $1 and state in ('queued', 'running') and (due_at <= $2 or due_at > $9)
+                     and (leased_until is null or leased_until < $2 or leased_until > $10) and ($7 or not upload)
                  order by due_at, job_id limit $3 for update skip locked),
              head as (select namespace_id, kind, upload from due order by due_at, job_id limit 1),
              running as (
@@ -221,6 +232,8 @@ impl Stores {
         .bind(terms.bytes)
         .bind(terms.uploads)
         .bind(terms.node)
+        .bind(now + LONGEST_DELAY)
+        .bind(now + LONGEST_LEASE)
         .fetch_all(&postgres.pools.dispatch)
         .await
         .map_err(failed("job.lease"))

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use qdrant_edge::OperationResult;
 
@@ -94,6 +95,20 @@ impl Fault {
         };
         StoreError::new(kind, BACKEND, operation, self.to_string())
     }
+}
+
+/// Blocks for a moment. Refuses when a folder's disk has less left than so many bytes.
+pub(super) fn require_free(folder: &Path, bytes: u64) -> Result<(), Fault> {
+    let stat = nix::sys::statvfs::statvfs(folder)
+        .map_err(|error| Fault::from_io("measuring the disk of the vector shards", &error.into()))?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    if free < bytes {
+        return Err(Fault::Refused(format!(
+            "the disk that holds the vector shards has {free} bytes left and {bytes} are kept free: free space, \
+             move the data folder or lower vectors.min_free_bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// Runs a call into qdrant-edge, which panics where others return errors.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex as Spin;
 use tokio::sync::Semaphore;
 
-use super::fault::{BACKEND, Fault};
+use super::fault::{BACKEND, Fault, require_free};
 use super::layout::Layout;
 use super::settings::EdgeSettings;
 use super::slot::{Reading, Slot, State, Writing};
@@ -78,7 +78,7 @@ impl EdgeIndex {
         let slots: Vec<_> = self.inner.slots.lock().values().cloned().collect();
         for slot in slots {
             let state = Arc::clone(&slot.state).write_owned().await;
-            self.inner.close(slot, state).await;
+            self.inner.close(slot, state, true).await;
         }
     }
 }
@@ -144,22 +144,21 @@ impl Inner {
                 matches!(*state, State::Served(_)).then_some((slot, state))
             });
             let Some((slot, state)) = idle else { return };
-            self.close(slot, state).await;
+            self.close(slot, state, false).await;
         }
     }
 
-    /// Flushes and closes.
-    pub(super) async fn close(self: &Arc<Self>, slot: Arc<Slot>, mut state: Writing) {
+    /// Flushes and closes, for a while or at the end of the server.
+    pub(super) async fn close(self: &Arc<Self>, slot: Arc<Slot>, mut state: Writing, at_end: bool) {
         let inner = Arc::clone(self);
         let closed = blocking(&self.searches, move || {
-            inner.change(&mut state, |state| slot.close(state, &inner.layout))
+            inner.change(&mut state, |state| slot.close(state, &inner.layout, at_end))
         });
         if let Err(fault) = closed.await {
-            tracing::warn!(%fault, "a vector shard closed without flushing");
+            tracing::warn!(%fault, "a vector shard closed without all that belongs to it");
         }
     }
 
-    /// Blocks for a moment. Refuses when the disk has too little room left to write safely.
     /// Puts a partition's files away. What was removed for good stays so.
     pub(super) async fn discard(self: &Arc<Self>, partition: &Partition, end: State) -> Result<(), Fault> {
         let slot = self.slot(partition);
@@ -179,18 +178,9 @@ impl Inner {
         .await
     }
 
+    /// Blocks for a moment. Refuses when the disk has too little room left to write safely.
     pub(super) fn require_room(&self) -> Result<(), Fault> {
-        let stat = nix::sys::statvfs::statvfs(self.layout.root())
-            .map_err(|error| Fault::from_io("measuring the disk of the vector shards", &error.into()))?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        if free < self.settings.min_free_bytes {
-            return Err(Fault::Refused(format!(
-                "the disk that holds the vector shards has {free} bytes left and {} are kept free: free space, \
-                 move the data folder or lower vectors.min_free_bytes",
-                self.settings.min_free_bytes
-            )));
-        }
-        Ok(())
+        require_free(self.layout.root(), self.settings.min_free_bytes)
     }
 }
 

@@ -3,19 +3,25 @@
 //! ```text
 //! root/<tenant>/<namespace>/<model>/watermark.json   which generation is served, and up to where it is durable
 //! root/<tenant>/<namespace>/<model>/<generation>/    a shard
+//! root/<tenant>/<namespace>/<model>/seal             checksum of both, from a stop in order until the next opening
+//! root/<tenant>/<namespace>/<model>/opening          there while the shard is being opened
 //! root/.trash/                                       what is being deleted; emptied at start
 //! root/.lock                                         held by the one process that uses the folder
 //! ```
 //!
 //! **Invariant:** paths consist of identifiers, never of names that a caller chose.
 //! **Invariant:** a generation that `watermark.json` does not name is a leftover.
+//! **Invariant:** nothing is written to a generation while there is a seal.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +30,11 @@ use crate::domain::ids::{ModelId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
 
 const WATERMARK: &str = "watermark.json";
+const SEAL: &str = "seal";
+const OPENING: &str = "opening";
 const TRASH: &str = ".trash";
+/// Bytes of a file that are read at once for its checksum.
+const PIECE: usize = 64 * 1024;
 
 /// What is durable of a partition. Pointer and watermark in one file, so that they cannot disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +150,7 @@ impl Layout {
             let _parents = self.parents.lock();
             make_private(partition)?;
         }
+        break_seal(partition)?;
         let draft = partition.join("watermark.json.new");
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&serde_json::to_vec(&watermark)?)?;
@@ -165,6 +176,109 @@ pub(super) fn discard_watermark(partition: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Notes what a partition's record and files are, for [`is_as_sealed`]. Nobody writes to them any more.
+pub(super) fn seal(partition: &Path, generation: u64) -> io::Result<()> {
+    let checksum = checksum(partition, generation)?;
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(partition.join(SEAL))?;
+    file.write_all(checksum.to_string().as_bytes())?;
+    file.sync_all()?;
+    sync_folder(partition)
+}
+
+/// Whether record and files are what they were when they were sealed; true of those that never were.
+pub(super) fn is_as_sealed(partition: &Path, generation: u64) -> io::Result<bool> {
+    match fs::read(partition.join(SEAL)) {
+        Ok(sealed) => Ok(sealed == checksum(partition, generation)?.to_string().as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Forgets what a partition's files were: they are about to change.
+pub(super) fn break_seal(partition: &Path) -> io::Result<()> {
+    match fs::remove_file(partition.join(SEAL)) {
+        Ok(()) => sync_folder(partition),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// CRC-32 of a record and, below its generation's folder, of every name and every byte.
+fn checksum(partition: &Path, generation: u64) -> io::Result<u32> {
+    let mut sum = crc32fast::Hasher::new();
+    add_file(&partition.join(WATERMARK), &mut sum)?;
+    add_folder(&partition.join(generation.to_string()), &mut sum)?;
+    Ok(sum.finalize())
+}
+
+fn add_folder(folder: &Path, sum: &mut crc32fast::Hasher) -> io::Result<()> {
+    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_unstable_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        sum.update(entry.file_name().as_bytes());
+        if entry.file_type()?.is_dir() {
+            add_folder(&entry.path(), sum)?;
+        } else {
+            add_file(&entry.path(), sum)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a file's length, and every piece of it that is not all zeros with its place: a shard's files are mostly holes,
+/// which a copy may have filled in.
+fn add_file(path: &Path, sum: &mut crc32fast::Hasher) -> io::Result<()> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    sum.update(&length.to_le_bytes());
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    while let Some(data) = next_data(&file, at)? {
+        // Of a whole piece, whatever the file system's blocks are.
+        at = data - data % PIECE as u64;
+        let count = file.read_at(&mut piece, at)?;
+        if piece[..count].iter().any(|byte| *byte != 0) {
+            sum.update(&at.to_le_bytes());
+            sum.update(&piece[..count]);
+        }
+        at += PIECE as u64;
+        if at >= length {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Where a file's data goes on; nothing when only a hole or its end is there.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    let place = i64::try_from(at).map_err(io::Error::other)?;
+    match lseek(file, place, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).map(Some).map_err(io::Error::other),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Notes that the shard is about to be opened. `false`: whoever was about to before did not come to an end.
+pub(super) fn begin_opening(partition: &Path) -> bool {
+    let note = OpenOptions::new().create_new(true).write(true).mode(0o600).open(partition.join(OPENING));
+    // A disk that takes no note must not keep a shard from being opened.
+    note.map_or_else(|error| error.kind() != io::ErrorKind::AlreadyExists, |_file| true)
+}
+
+/// Notes that the opening came to an end, good or bad.
+pub(super) fn end_opening(partition: &Path) {
+    // There is none when the disk took none.
+    let _gone = fs::remove_file(partition.join(OPENING));
+}
+
+/// The folder itself, which one that was put in its place is not.
+pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let about = fs::metadata(path)?;
+    Ok((about.dev(), about.ino()))
 }
 
 /// The generations that have a folder.

@@ -248,7 +248,7 @@ impl VectorIndex for EdgeIndex {
         if is_long {
             // Opening cuts the log.
             let state = Arc::clone(&slot.state).write_owned().await;
-            inner.close(Arc::clone(&slot), state).await;
+            inner.close(Arc::clone(&slot), state, false).await;
             drop(writer);
             inner.reading(&slot).await.map_err(|fault| fault.into_store(OPERATION))?;
         }

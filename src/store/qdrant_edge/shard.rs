@@ -20,7 +20,7 @@ use qdrant_edge::{
 use uuid::Uuid;
 
 use super::fault::{Fault, guarded};
-use super::layout::folder_bytes;
+use super::layout::{folder_bytes, identity};
 use super::settings::EdgeSettings;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
@@ -43,6 +43,8 @@ pub(super) struct Shard {
     /// `None` only while it is being dropped.
     edge: Option<EdgeShard>,
     path: PathBuf,
+    /// Which folder was at the path when it was opened.
+    folder: (u64, u64),
     dimension: usize,
 }
 
@@ -65,7 +67,7 @@ impl Shard {
     /// A new shard in an empty folder, for embeddings of this dimension.
     pub(super) fn create(path: &Path, dimension: usize, settings: &EdgeSettings) -> Result<Self, Fault> {
         let edge = guarded(|| EdgeShard::new(path, config(dimension, settings)))?;
-        let shard = Self { edge: Some(edge), path: path.to_owned(), dimension };
+        let shard = Self { edge: Some(edge), path: path.to_owned(), folder: folder(path)?, dimension };
         for field in [TENANT, NAMESPACE] {
             let field_name = key(field)?;
             let field_schema = Some(PayloadFieldSchema::FieldType(PayloadSchemaType::Uuid));
@@ -80,7 +82,7 @@ impl Shard {
     pub(super) fn load(path: &Path, settings: &EdgeSettings) -> Result<Self, Fault> {
         let edge = load_patiently(path)?;
         let dimension = edge.config().vectors.get(DENSE).map(|params| params.size);
-        let mut shard = Self { edge: Some(edge), path: path.to_owned(), dimension: 0 };
+        let mut shard = Self { edge: Some(edge), path: path.to_owned(), folder: folder(path)?, dimension: 0 };
         shard.dimension = dimension.ok_or_else(|| Fault::Damaged("the shard has no dense vector".into()))?;
         let wanted = config(shard.dimension, settings).optimizers;
         if shard.edge()?.config().optimizers != wanted {
@@ -206,8 +208,11 @@ impl Shard {
         Ok(hits)
     }
 
-    /// Makes durable what was written.
+    /// Makes durable what was written: at its path, which may have been given to another folder meanwhile.
     pub(super) fn flush(&self) -> Result<(), Fault> {
+        if folder(&self.path)? != self.folder {
+            return Err(Fault::Damaged("another folder was put in the place of the vector shard's".into()));
+        }
         let edge = self.edge()?;
         guarded(|| {
             edge.flush();
@@ -247,6 +252,14 @@ impl Drop for Shard {
             tracing::warn!(path = %self.path.display(), %fault, "a vector shard closed without flushing");
         }
     }
+}
+
+/// Which folder is at a path.
+fn folder(path: &Path) -> Result<(u64, u64), Fault> {
+    identity(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Fault::Damaged("the folder of the vector shard is gone".into()),
+        _ => Fault::from_io("looking at the folder of a vector shard", &error),
+    })
 }
 
 /// Bytes of the log of the shard in this folder.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize,
 use parking_lot::Mutex as Spin;
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-use super::fault::Fault;
+use super::fault::{Fault, require_free};
 use super::layout::{self, Layout, Watermark};
 use super::settings::EdgeSettings;
 use super::shard::{self, Shard};
@@ -54,6 +54,9 @@ pub(super) struct Served {
     /// What a call ran into; the next one to come closes the shard or puts it away.
     failed: AtomicU8,
 }
+
+/// What has to be free on the disk for a shard to be opened, where less is not kept free anyway.
+const OPENING_BYTES: u64 = 64 * 1024 * 1024;
 
 const SOUND: u8 = 0;
 const INTERRUPTED: u8 = 1;
@@ -238,10 +241,25 @@ impl Slot {
             if !path.is_dir() {
                 return Err(Fault::Damaged("the folder of the vector shard is gone".into()));
             }
+            // Opening writes too, though little.
+            require_free(layout.root(), settings.min_free_bytes.min(OPENING_BYTES))?;
+            let sealed = |error| Fault::from_io("reading the files of a vector shard", &error);
+            if !layout::is_as_sealed(&self.folder, mark.generation).map_err(sealed)? {
+                let words = "the files of the vector shard are not what the last stop of the server left";
+                return Err(Fault::Damaged(words.into()));
+            }
+            layout::break_seal(&self.folder).map_err(sealed)?;
             if shard::log_bytes(&path) > settings.log_bound() {
                 shard::cut_log(&path).map_err(|error| Fault::from_io("cutting a shard's log", &error))?;
             }
-            Some(Shard::load(&path, settings)?)
+            if !layout::begin_opening(&self.folder) {
+                layout::end_opening(&self.folder);
+                return Err(Fault::Damaged("the server ended while it opened this vector shard".into()));
+            }
+            crash_point("shard-opening");
+            let loaded = Shard::load(&path, settings);
+            layout::end_opening(&self.folder);
+            Some(loaded?)
         };
         Ok(State::Served(Box::new(Served::new(shard, mark)?)))
     }
@@ -274,10 +292,21 @@ impl Slot {
         Ok(())
     }
 
-    /// Blocks. Flushes and closes what is served.
-    pub(super) fn close(&self, state: &mut State, layout: &Layout) -> Result<(), Fault> {
+    /// Blocks. Flushes and closes what is served. At the end of the server it is sealed, so that the next one notices
+    /// what happens to its files in between; whoever only makes room reads no whole shard for it.
+    pub(super) fn close(&self, state: &mut State, layout: &Layout, at_end: bool) -> Result<(), Fault> {
         let State::Served(served) = std::mem::replace(state, State::Unopened) else { return Ok(()) };
-        if served.is_sound() { served.flush(layout, &self.folder).map(drop) } else { Ok(()) }
+        if !served.is_sound() {
+            return Ok(());
+        }
+        served.flush(layout, &self.folder)?;
+        let generation = served.generation;
+        drop(served);
+        if at_end && generation > 0 {
+            layout::seal(&self.folder, generation)
+                .map_err(|error| Fault::from_io("sealing a vector shard", &error))?;
+        }
+        Ok(())
     }
 
     /// Blocks. Puts the index away, files and all: it is not to be trusted.
@@ -285,7 +314,8 @@ impl Slot {
         *state = State::Absent;
         self.went_back.store(true, Ordering::Release);
         // The watermark first: without it whatever remains is a leftover.
-        let mut result = layout::discard_watermark(&self.folder);
+        let mut result =
+            layout::discard_watermark(&self.folder).and_then(|()| layout::break_seal(&self.folder));
         for generation in layout::generations(&self.folder).unwrap_or_default() {
             if generation != self.draft.load(Ordering::Acquire) {
                 result = result.and(layout.discard(&self.folder.join(generation.to_string())));

@@ -47,6 +47,8 @@ impl Ground {
             [orphans]
             every_seconds = 1
             margin_seconds = 3
+            [limits.tenant]
+            requests_per_minute = 1000000
             [embedding]
             model = {model:?}
             [database]
@@ -67,23 +69,34 @@ impl Ground {
 
     /// Starts a server, which ends at a crash point if one is named, and waits until it answers.
     pub async fn start(&self, crash_at: Option<&str>) -> Running {
+        self.start_with(&crash_at.map(|point| ("BULKHEAD_CRASH_AT", point)).into_iter().collect::<Vec<_>>())
+            .await
+    }
+
+    /// Starts a server with these variables in its environment, and waits until it answers.
+    pub async fn start_with(&self, environment: &[(&str, &str)]) -> Running {
+        self.start_by(&[], environment).await
+    }
+
+    /// The same by a program that becomes the server, with its arguments.
+    pub async fn start_by(&self, program: &[&str], environment: &[(&str, &str)]) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         drop(listener);
         let path = self.place.base.path().join("server.log");
         let log = File::options().create(true).append(true).open(path).expect("log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        let mut words = program.iter().copied().chain([env!("CARGO_BIN_EXE_bulkhead")]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .arg("serve")
             .env("BULKHEAD_CONFIG", &self.settings)
             .env("BULKHEAD__HTTP__ADDRESS", address.to_string())
             .env_remove("DATABASE_URL")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log);
-        if let Some(point) = crash_at {
-            command.env("BULKHEAD_CRASH_AT", point);
-        }
+            .stderr(log)
+            .envs(environment.iter().copied());
         let begun = Instant::now();
         let child = command.spawn().expect("the server");
         let mut running = Running { child, url: format!("http://{address}"), took: Duration::ZERO };
@@ -341,7 +354,7 @@ impl Running {
     }
 
     /// Makes a tenant and a key that may do everything a tenant may.
-    async fn tenant(&self, ground: &Ground) -> (String, String) {
+    pub async fn tenant(&self, ground: &Ground) -> (String, String) {
         let tenant = json!({"name": "Crash", "reason": "a test"});
         let tenant = ground.operate("POST", "/admin/tenants", &tenant).await.expect("an answer");
         let id = tenant["tenant_id"].as_str().expect("a tenant").to_owned();

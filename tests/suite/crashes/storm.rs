@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::child::{Ground, Running};
 
 /// Rounds when nothing else is asked for.
-const ROUNDS: u64 = 5;
+const ROUNDS: u64 = 20;
 /// Documents of one writer.
 const DOCUMENTS: usize = 4;
 /// Each with a namespace of its own.
