@@ -329,6 +329,7 @@ impl Server {
             tokio::spawn(projector.run(stop.clone())),
             tokio::spawn(partitions),
             tokio::spawn(orphans.run(stop.clone())),
+            tokio::spawn(EdgeIndex::clone(&foundation.index).close_idle(stop.clone())),
         ];
         tracing::info!(%address, "Bulkhead answers");
         Ok(Self { address, stop, http, background, stages, foundation })
