@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench bench-full fmt lint deny
+.PHONY: help setup run test soak fuzz bench bench-full bench-micro fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -12,7 +12,7 @@ SECONDS ?= 600
 TARGETS := $(notdir $(wildcard tests/corpus/*))
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Obtain PostgreSQL, ONNX Runtime and the embedding model into .local
 	@$(PYTHON) scripts/setup.py
@@ -43,6 +43,9 @@ bench: setup ## Measure the server against its raw parts, in less than 20 minute
 
 bench-full: setup ## The same, as large as the targets say
 	$(CARGO) run --release --bin bulkhead -- bench --full
+
+bench-micro: setup ## Functions that run for every chunk or question, each by itself
+	$(CARGO) bench --profile release --features laboratory --bench hot
 
 fmt: ## Format the sources
 	$(CARGO) fmt

@@ -380,6 +380,7 @@ impl Server {
             tokio::spawn(partitions),
             tokio::spawn(orphans.run(stop.clone())),
             tokio::spawn(pulse.run(stop.clone())),
+            tokio::spawn(EdgeIndex::clone(&foundation.index).close_idle(stop.clone())),
         ];
         background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");

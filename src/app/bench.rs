@@ -21,8 +21,8 @@ use crate::store::TenantReader;
 const SOURCE: &str = "demo";
 /// The model that costs nothing.
 const FREE: &str = "hashing";
-/// Shards that the server without a model holds open, so that there are tenants that were put away.
-const FEW_SHARDS: usize = 64;
+/// Seconds after which the server without a model closes shards, so that tenants that rest need not be waited for.
+const IDLE_SECONDS: u64 = 3;
 
 #[async_trait]
 impl Deployment for Measured {
@@ -33,6 +33,10 @@ impl Deployment for Measured {
 
     async fn reader(&self, tenant: TenantId) -> Result<TenantReader, BenchError> {
         Self::reader(self, tenant).await.map_err(failed)
+    }
+
+    async fn row_security(&self, on: bool) -> Result<bool, BenchError> {
+        Self::row_security(self, on).await.map_err(failed)
     }
 
     fn stages(&self) -> Vec<(&'static str, f64)> {
@@ -61,7 +65,7 @@ pub async fn bench(settings: Settings, plan: &Plan, output: &Path) -> anyhow::Re
     if !free.is_empty() {
         let mut settings = settings;
         FREE.clone_into(&mut settings.embedding.model);
-        settings.vectors.max_open = FEW_SHARDS;
+        settings.vectors.idle_seconds = IDLE_SECONDS;
         let plan = Plan { parts: free, ..plan.clone() };
         rows.extend(Box::pin(measure(settings, &plan, &source)).await?);
     }

@@ -99,6 +99,22 @@ impl Measured {
         Ok(foundation.stores.reader(&permit.context("the tenant is not active")?))
     }
 
+    /// Switches row-level security on or off in a private database, where the build can.
+    #[cfg(feature = "laboratory")]
+    pub(super) async fn row_security(&self, on: bool) -> anyhow::Result<bool> {
+        use crate::store::postgres::laboratory::row_security;
+        let Some(superuser) = self.server.laboratory().superuser else { return Ok(false) };
+        row_security(&superuser, on).await?;
+        Ok(true)
+    }
+
+    /// A release cannot switch it.
+    #[cfg(not(feature = "laboratory"))]
+    #[expect(clippy::unused_async, reason = "the laboratory's switches")]
+    pub(super) async fn row_security(&self, _on: bool) -> anyhow::Result<bool> {
+        Ok(false)
+    }
+
     /// Seconds that ingestion has spent in each stage, over all workers.
     pub(super) fn stages(&self) -> Vec<(&'static str, f64)> {
         let times = self.server.stages.read();

@@ -131,7 +131,7 @@ impl Validate for Settings {
         require(self.lexical.average_length > 0.0, "lexical.average_length: more than 0");
         require((0.0..=1.0).contains(&self.retrieval.fusion.dense), "retrieval.fusion.dense: 0 to 1");
         let pools = &self.database.pools;
-        let positive: [(&str, bool); 14] = [
+        let positive: [(&str, bool); 15] = [
             ("database.pools.query_connections", pools.query_connections > 0),
             ("database.pools.ingest_connections", pools.ingest_connections > 0),
             ("database.pools.tenant_query_connections", pools.tenant_query_connections > 0),
@@ -139,6 +139,7 @@ impl Validate for Settings {
             ("audit.queue", self.audit.queue > 0),
             ("audit.batch", self.audit.batch > 0),
             ("vectors.max_open", self.vectors.max_open > 0),
+            ("vectors.idle_seconds", self.vectors.idle_seconds > 0),
             ("vectors.max_searches", self.vectors.max_searches > 0),
             ("vectors.max_writes", self.vectors.max_writes > 0),
             ("projection.concurrent", self.projection.concurrent > 0),

@@ -55,6 +55,12 @@ impl Client {
         Self { http: reqwest::Client::new(), url, key, namespace: namespace.to_owned() }
     }
 
+    /// The same, with connections of its own.
+    #[must_use]
+    pub fn on_connections_of_its_own(&self) -> Self {
+        Self { http: reqwest::Client::new(), ..self.clone() }
+    }
+
     /// The namespace.
     #[must_use]
     pub fn namespace(&self) -> &str {

@@ -6,7 +6,7 @@ use super::engine::{Engine, Question, RankedChunk, RetrievalError, Walked};
 use super::search::Ranking;
 use crate::domain::ids::{ChunkId, TenantId};
 use crate::domain::words::sentences;
-use crate::store::postgres::chunks::{ChunkRow, MentionRow};
+use crate::store::postgres::chunks::MentionRow;
 use crate::store::{Corpus, StoreError};
 
 /// Where a statement is from.
@@ -65,30 +65,46 @@ const SUPPORT: usize = 3;
 /// Chunks whose sentences are looked at for a description.
 const DESCRIBED: usize = 8;
 
+/// Chunks by which entities and relations are named, and those of them whose text is read to describe them.
+#[derive(Debug, Default)]
+pub(super) struct Wanted<'t> {
+    mentions: BTreeSet<ChunkId>,
+    /// Texts that were read already.
+    have: HashMap<ChunkId, &'t str>,
+    texts: BTreeSet<ChunkId>,
+}
+
+impl<'t> Wanted<'t> {
+    /// The chunks of an answer.
+    pub(super) fn new(chunks: &'t [RankedChunk]) -> Self {
+        let have: HashMap<ChunkId, &str> =
+            chunks.iter().map(|chunk| (chunk.row.chunk, chunk.row.text.as_str())).collect();
+        Self { mentions: have.keys().copied().collect(), have, texts: BTreeSet::new() }
+    }
+
+    /// So many of the chunks that mention one entity or relation; of these, one text, unless one is read anyway.
+    pub(super) fn support(&mut self, chunks: &[ChunkId], count: usize) {
+        self.mentions.extend(chunks.iter().take(count));
+        let is_read = |chunk: &ChunkId| self.have.contains_key(chunk) || self.texts.contains(chunk);
+        if !chunks.iter().any(is_read) {
+            self.texts.extend(chunks.first());
+        }
+    }
+}
+
 /// Rows of the chunks that support entities and relations.
-pub(super) struct Support {
+pub(super) struct Support<'t> {
     mentions: Vec<MentionRow>,
     /// Places of the mentions of each entity, in order.
     by_key: HashMap<u64, Vec<usize>>,
-    rows: HashMap<ChunkId, ChunkRow>,
+    have: HashMap<ChunkId, &'t str>,
 }
 
-impl Support {
-    /// Reads the rows of these chunks, and of those that were read already none again.
-    pub(super) async fn read(
-        corpus: &Corpus,
-        chunks: &BTreeSet<ChunkId>,
-        have: &[RankedChunk],
-    ) -> Result<Self, StoreError> {
-        let ids: Vec<ChunkId> = chunks.iter().copied().collect();
-        let mut rows: HashMap<ChunkId, ChunkRow> =
-            have.iter().map(|chunk| (chunk.row.chunk, chunk.row.clone())).collect();
-        let missing: Vec<ChunkId> = ids.iter().filter(|id| !rows.contains_key(id)).copied().collect();
-        let (mentions, more) = tokio::join!(corpus.mention_list(&ids), async {
-            if missing.is_empty() { Ok(Vec::new()) } else { corpus.chunk_list(&missing).await }
-        });
-        rows.extend(more?.into_iter().map(|row| (row.chunk, row)));
-        let mut mentions = mentions?;
+impl<'t> Support<'t> {
+    /// Reads what is wanted, and no text that was read already.
+    pub(super) async fn read(corpus: &Corpus, wanted: Wanted<'t>) -> Result<Self, StoreError> {
+        let list = |chunks: BTreeSet<ChunkId>| chunks.into_iter().collect::<Vec<_>>();
+        let mut mentions = corpus.mention_list(&list(wanted.mentions), &list(wanted.texts)).await?;
         // The store gives them in no order; the same rows are always described the same.
         mentions.sort_unstable_by_key(|mention| mention.chunk);
         let mut by_key: HashMap<u64, Vec<usize>> = HashMap::new();
@@ -100,7 +116,7 @@ impl Support {
                 }
             }
         }
-        Ok(Self { mentions, by_key, rows })
+        Ok(Self { mentions, by_key, have: wanted.have })
     }
 
     /// Places of the rows that mention an entity, in order.
@@ -108,63 +124,71 @@ impl Support {
         self.by_key.get(&key).map_or(&[], Vec::as_slice)
     }
 
+    /// The rows that mention an entity, in order.
+    fn rows(&self, key: u64) -> impl Iterator<Item = &MentionRow> {
+        self.places(key).iter().map(|place| &self.mentions[*place])
+    }
+
+    /// The form of an entity's name that the texts use most; `None` when no live chunk mentions it.
+    pub(super) fn name(&self, key: u64) -> Option<&str> {
+        let mut names: BTreeMap<&str, i64> = BTreeMap::new();
+        for mention in self.rows(key) {
+            let at = mention.keys.iter().position(|found| found.cast_unsigned() == key);
+            if let Some((at, name)) = at.and_then(|at| Some((at, mention.names.get(at)?))) {
+                *names.entry(name).or_default() +=
+                    1 + i64::from(mention.counts.get(at).copied().unwrap_or(0));
+            }
+        }
+        names.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name)
+    }
+
     /// The entity of this key; `None` when no live chunk mentions it.
     pub(super) fn entity(&self, key: u64) -> Option<Entity> {
-        let mut names: BTreeMap<&str, i64> = BTreeMap::new();
-        let mut kind = None;
-        let mut sources = Sources { created_at: i64::MAX, ..Sources::default() };
-        let mut tenant = None;
-        for mention in self.places(key).iter().map(|place| &self.mentions[*place]) {
-            let Some(at) = mention.keys.iter().position(|found| found.cast_unsigned() == key) else {
-                continue;
-            };
-            let Some(name) = mention.names.get(at) else { continue };
-            *names.entry(name).or_default() += 1 + i64::from(mention.counts.get(at).copied().unwrap_or(0));
-            kind = kind.or(mention.kinds.get(at));
-            tenant = Some(mention.tenant);
-            sources.add(mention);
-        }
-        let name = names.iter().max_by_key(|(_, count)| **count).map(|(name, _)| (*name).to_owned())?;
-        let row = sources.chunks.iter().find_map(|chunk| self.rows.get(chunk))?;
+        let name = self.name(key)?;
+        let first = self.rows(key).next()?;
+        let at = first.keys.iter().position(|found| found.cast_unsigned() == key)?;
         Some(Entity {
             key,
-            description: self.sentence(&sources, &[&name]),
-            kind: kind.cloned().unwrap_or_default(),
-            sources,
-            tenant: tenant?,
-            namespace: row.namespace.clone(),
-            name,
+            name: name.to_owned(),
+            kind: first.kinds.get(at).cloned().unwrap_or_default(),
+            description: self.sentence(self.rows(key), &[name]),
+            sources: Sources::of(self.rows(key)),
+            tenant: first.tenant,
+            namespace: first.namespace.clone(),
         })
     }
 
-    /// The relation of two entities, the one whose name comes first as its source, since a relation has no direction
-    /// and keys are drawn at random; `None` when no live chunk mentions both.
-    pub(super) fn relation(&self, one: &Entity, other: &Entity, weight: f32) -> Option<Relation> {
-        let (source, target) = if one.name <= other.name { (one, other) } else { (other, one) };
-        let mut sources = Sources { created_at: i64::MAX, ..Sources::default() };
-        let others = self.places(target.key);
-        for place in self.places(source.key) {
-            if others.binary_search(place).is_ok() {
-                sources.add(&self.mentions[*place]);
-            }
-        }
-        let row = sources.chunks.iter().find_map(|chunk| self.rows.get(chunk))?;
+    /// The relation of two entities by key and name, the one whose name comes first as its source, since a relation
+    /// has no direction and keys are drawn at random; `None` when no live chunk mentions both.
+    pub(super) fn relation(&self, one: (u64, &str), other: (u64, &str), weight: f32) -> Option<Relation> {
+        let (source, target) = if one.1 <= other.1 { (one, other) } else { (other, one) };
+        let others = self.places(target.0);
+        let both = || {
+            let places = self.places(source.0).iter().filter(|place| others.binary_search(place).is_ok());
+            places.map(|place| &self.mentions[*place])
+        };
+        let first = both().next()?;
         Some(Relation {
-            source: source.name.clone(),
-            target: target.name.clone(),
-            description: self.sentence(&sources, &[&source.name, &target.name]),
+            source: source.1.to_owned(),
+            target: target.1.to_owned(),
+            description: self.sentence(both(), &[source.1, target.1]),
             weight,
-            tenant: row.tenant,
-            namespace: row.namespace.clone(),
-            sources,
+            sources: Sources::of(both()),
+            tenant: first.tenant,
+            namespace: first.namespace.clone(),
         })
     }
 
     /// The first sentence that holds all these names, else the first that holds one.
-    fn sentence(&self, sources: &Sources, names: &[&str]) -> String {
+    fn sentence<'m>(&'m self, rows: impl Iterator<Item = &'m MentionRow>, names: &[&str]) -> String {
         let mut second = None;
-        for row in sources.chunks.iter().filter_map(|chunk| self.rows.get(chunk)).take(DESCRIBED) {
-            for sentence in sentences(&row.text) {
+        let text = |row: &'m MentionRow| self.have.get(&row.chunk).copied().or(row.text.as_deref());
+        for text in rows.filter_map(text).take(DESCRIBED) {
+            // Told of the whole text first, which is much cheaper than cutting it.
+            if !names.iter().any(|name| text.contains(name)) {
+                continue;
+            }
+            for sentence in sentences(text) {
                 let held = names.iter().filter(|name| sentence.contains(**name)).count();
                 if held == names.len() {
                     return sentence.to_owned();
@@ -179,11 +203,15 @@ impl Support {
 }
 
 impl Sources {
-    fn add(&mut self, mention: &MentionRow) {
-        self.chunks.push(mention.chunk);
-        self.documents.insert(mention.document_id.clone());
-        self.files.insert(mention.file_name.clone());
-        self.created_at = self.created_at.min(mention.created_at);
+    fn of<'m>(rows: impl Iterator<Item = &'m MentionRow>) -> Self {
+        let mut sources = Self { created_at: i64::MAX, ..Self::default() };
+        for row in rows {
+            sources.chunks.push(row.chunk);
+            sources.documents.insert(row.document_id.clone());
+            sources.files.insert(row.file_name.clone());
+            sources.created_at = sources.created_at.min(row.created_at);
+        }
+        sources
     }
 }
 
@@ -197,27 +225,22 @@ impl Engine {
         question: &Question,
     ) -> Result<(Vec<Entity>, Vec<Relation>), RetrievalError> {
         let top = question.top_k.get();
-        let mut support: BTreeSet<ChunkId> = chunks.iter().map(|chunk| chunk.row.chunk).collect();
+        let mut wanted = Wanted::new(chunks);
         for (_, mentioned) in walked.entities.iter().take(top) {
-            support.extend(mentioned.iter().take(SUPPORT));
+            wanted.support(mentioned, SUPPORT);
         }
         for (_, _, _, mentioned) in walked.relations.iter().take(top) {
-            support.extend(mentioned.iter().take(SUPPORT));
+            wanted.support(mentioned, SUPPORT);
         }
-        let support = Support::read(&ranking.corpus, &support, chunks).await?;
-        let mut named: HashMap<u64, Entity> = HashMap::new();
-        let mut entities = Vec::new();
-        for (key, _) in walked.entities.iter().take(top) {
-            if let Some(entity) = support.entity(*key) {
-                named.insert(*key, entity.clone());
-                entities.push(entity);
-            }
-        }
+        let support = Support::read(&ranking.corpus, wanted).await?;
+        let entities = walked.entities.iter().take(top).filter_map(|(key, _)| support.entity(*key)).collect();
+        let mut names: HashMap<u64, Option<&str>> = HashMap::new();
         let mut relations = Vec::new();
         for (source, target, weight, _) in walked.relations.iter().take(top) {
-            let end = |key: &u64| named.get(key).cloned().or_else(|| support.entity(*key));
-            if let (Some(source), Some(target)) = (end(source), end(target)) {
-                relations.extend(support.relation(&source, &target, *weight));
+            let [one, other] = [source, target]
+                .map(|key| Some((*key, (*names.entry(*key).or_insert_with(|| support.name(*key)))?)));
+            if let (Some(one), Some(other)) = (one, other) {
+                relations.extend(support.relation(one, other, *weight));
             }
         }
         Ok((entities, relations))

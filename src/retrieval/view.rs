@@ -3,11 +3,10 @@
 //! **Invariant:** what is found by hashes is named by rows of live chunks alone, so that a deleted document
 //! leaves nothing to look at.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use super::engine::{Engine, RetrievalError};
-use super::entities::{Entity, Relation, Support};
-use crate::domain::ids::ChunkId;
+use super::entities::{Entity, Relation, Support, Wanted};
 use crate::domain::names::{NameHasher, NameKey, title_key};
 use crate::domain::words::plain;
 use crate::store::Corpus;
@@ -64,20 +63,20 @@ impl Engine {
             views.find(|found| !found.entities.is_empty()).unwrap_or_default()
         };
         let support = if found.entities.len() > WIDE { 1 } else { SUPPORT };
-        let mut chunks: BTreeSet<ChunkId> = BTreeSet::new();
+        let mut wanted = Wanted::default();
         for entity in &found.entities {
-            chunks.extend(entity.chunks.iter().take(support));
+            wanted.support(&entity.chunks, support);
         }
         for relation in &found.relations {
-            chunks.extend(relation.chunks.iter().take(support));
+            wanted.support(&relation.chunks, support);
         }
-        let support = Support::read(corpus, &chunks, &[]).await?;
+        let support = Support::read(corpus, wanted).await?;
         let nodes: Vec<Entity> =
             found.entities.iter().filter_map(|entity| support.entity(entity.key.0)).collect();
         let by_key: HashMap<u64, &Entity> = nodes.iter().map(|node| (node.key, node)).collect();
         let edges = found.relations.iter().filter_map(|relation| {
             let (source, target) = (by_key.get(&relation.source.0)?, by_key.get(&relation.target.0)?);
-            support.relation(source, target, relation.weight)
+            support.relation((source.key, &source.name), (target.key, &target.name), relation.weight)
         });
         let edges = edges.collect();
         Ok(GraphView { nodes, edges, truncated: found.truncated })

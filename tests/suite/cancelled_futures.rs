@@ -166,7 +166,7 @@ async fn a_read_that_is_dropped_anywhere_leaves_a_clean_connection() {
     let document_id = DocumentId::parse("doc").expect("id");
     sweep!(sweep, "corpus_get_with_terms", polls => reader.corpus_get_with_terms(&name, &[1, 2]));
     sweep!(sweep, "chunk_list", polls => corpus.chunk_list(&chunks));
-    sweep!(sweep, "mention_list", polls => corpus.mention_list(&chunks));
+    sweep!(sweep, "mention_list", polls => corpus.mention_list(&chunks, &[]));
     sweep!(sweep, "chunk_search_exact", polls => corpus.chunk_search_exact(&query, Seq(-1)));
     sweep!(sweep, "document_list", polls => corpus.document_list(&listing));
     sweep!(sweep, "document_get", polls => corpus.document_get(&document_id));

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bulkhead::domain::ids::NamespaceName;
 use bulkhead::store::postgres::RoleAddresses;
+use bulkhead::store::postgres::laboratory::BY_WHOLE_KEY;
+use sqlx::Connection;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -109,7 +111,7 @@ async fn a_read_waits_for_at_most_four_round_trips() {
             match read {
                 "corpus_get" => drop(reader.corpus_get(&name).await.expect(read)),
                 "chunk_list" => assert_eq!(corpus.chunk_list(&ids).await.expect(read).len(), 2),
-                "mention_list" => assert_eq!(corpus.mention_list(&ids).await.expect(read).len(), 2),
+                "mention_list" => assert_eq!(corpus.mention_list(&ids, &[]).await.expect(read).len(), 2),
                 _ => drop(corpus.document_get(&document).await.expect(read)),
             }
             let trips = proxy.take().await;
@@ -145,4 +147,44 @@ async fn writing_a_hundred_chunks_takes_as_many_statements_as_writing_one() {
     assert_eq!(trips[0].len(), trips[1].len(), "{trips:?}");
     harness.close().await;
     drop(proxy.folder);
+}
+
+/// Without statistics a table is thought to be nearly empty, and any index that begins with the tenant to be as good
+/// as the key: reading twenty rows would then read the tenant's whole corpus, once for each.
+#[tokio::test]
+async fn rows_are_read_by_their_whole_key_before_there_are_statistics() {
+    let harness = Harness::new().await;
+    let mut superuser = harness.deployment.superuser().await;
+    // Rolled back at the end: the other tests keep their statistics.
+    let mut tx = superuser.begin().await.expect("begun");
+    let forgotten = "delete from pg_statistic where starelid in
+        ('chunk'::regclass, 'chunk_mention'::regclass, 'document_version'::regclass)";
+    sqlx::query(forgotten).execute(&mut *tx).await.expect("forgotten");
+    for (name, statement) in BY_WHOLE_KEY {
+        let nobody = "'00000000-0000-0000-0000-000000000007'::uuid";
+        let some = format!("array_fill({nobody}, array[20])");
+        let values: &[&str] = match name {
+            "chunk.list" => &[nobody, nobody, &some],
+            "mention.list" => &[nobody, nobody, &some, &some],
+            _ => &[nobody, nobody, "'0123456789abcdef'", "0::bigint", nobody, "2000::bigint"],
+        };
+        // From the last, so that $1 is not the beginning of another.
+        let numbered = values.iter().enumerate().rev();
+        let statement = numbered
+            .fold(statement.to_owned(), |text, (at, value)| text.replace(&format!("${}", at + 1), value));
+        let explain = sqlx::AssertSqlSafe(format!("explain {statement}"));
+        let plan: Vec<String> = sqlx::query_scalar(explain).fetch_all(&mut *tx).await.expect(name);
+        let plan = plan.join("\n");
+        let by_key =
+            |key: &str| plan.contains(&format!("{key} = c.")) || plan.contains(&format!("{key} = m."));
+        assert!(by_key("document_id") && by_key("version"), "{name}: {plan}");
+        assert!(name == "graph.page" || plan.contains("chunk_id = wanted.chunk_id"), "{name}: {plan}");
+        let conditions = plan.lines().filter(|line| line.contains("document_id = c.document_id"));
+        assert!(conditions.clone().all(|line| line.contains("Index Cond")), "{name}: {plan}");
+        let filters = plan.lines().filter(|line| line.contains("Filter:"));
+        let filtered = filters.filter(|line| line.contains("chunk_id = ") || line.contains("document_id = "));
+        assert_eq!(filtered.count(), 0, "{name}: {plan}");
+    }
+    tx.rollback().await.expect("rolled back");
+    harness.close().await;
 }

@@ -395,7 +395,7 @@ async fn tenants_with_the_same_ids_names_and_contents_never_meet() {
         let rows = corpus.chunk_list(&all).await.expect("read");
         assert_eq!(rows.len(), 2);
         assert!(rows.iter().all(|row| row.tenant == tenant));
-        assert_eq!(corpus.mention_list(&all).await.expect("read").len(), 2);
+        assert_eq!(corpus.mention_list(&all, &[]).await.expect("read").len(), 2);
         let found = corpus.chunk_search_exact(&query, Seq(-1)).await.expect("found");
         assert_eq!((found.dense.len(), found.lexical.len()), (2, 2));
         assert!(found.dense.iter().chain(&found.lexical).all(|hit| hit.tenant == tenant));

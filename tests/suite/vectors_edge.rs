@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bulkhead::domain::Seq;
 use bulkhead::domain::clock::{Clock, SystemClock};
@@ -16,6 +16,7 @@ use bulkhead::store::qdrant_edge::{EdgeIndex, EdgeSettings};
 use bulkhead::store::vector::{Position, VectorIndex};
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::conformance_vectors::{self as suite, chunk, chunks, dense, find, partition, point, point_with};
 
@@ -246,6 +247,32 @@ async fn more_partitions_than_may_be_open_are_opened_and_closed_in_turn() {
     futures::future::join_all(tasks).await;
     assert!(index.open_shards() <= 6);
     assert_eq!(chunks(&index, &partition(3, 1)).await, [31, 32]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_nobody_uses_is_closed_and_opens_again() {
+    let root = TempDir::new().unwrap();
+    let (used, idle) = (partition(1, 1), partition(2, 1));
+    let index = open_with(root.path(), EdgeSettings { idle_seconds: 1, ..EdgeSettings::default() });
+    for own in [&used, &idle] {
+        index.apply(own, vec![point(1)], vec![], Seq(1)).await.unwrap();
+    }
+    assert_eq!(index.open_shards(), 2);
+    let stop = CancellationToken::new();
+    let closing = tokio::spawn(index.clone().close_idle(stop.clone()));
+    let begun = Instant::now();
+    while index.open_shards() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing was closed");
+        assert_eq!(chunks(&index, &used).await, [1]);
+        // Whether it wants upkeep is looked at without using it.
+        index.wants_rebuild(&idle).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(chunks(&index, &used).await, [1]);
+    assert_eq!(index.open_shards(), 1, "the one in use stays open");
+    assert_eq!(chunks(&index, &idle).await, [1], "nothing of the closed one was lost");
+    stop.cancel();
+    closing.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,34 +4,75 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::asking::Asked;
-use super::{Bench, BenchError, PASSAGE};
+use super::{Bench, BenchError, PASSAGE, Place};
 use crate::eval::figures::{Row, Target, progress};
 
 /// Least chunks in a second.
 const RATE: f64 = 400.0;
-/// Least rate of the last tenth as a share of the first's.
-const STEADY: f64 = 0.9;
+/// Least rate of a large corpus as a share of a small one's.
+pub(super) const STEADY: f64 = 0.9;
 /// Most times that a question's share of its raw parts grows with the corpus.
-const GROWTH: f64 = 1.1;
-/// Chunks at which questions are asked first.
-const SMALL: usize = 1000;
+pub(super) const GROWTH: f64 = 1.1;
+/// Chunks at whose rate each size is looked at.
+const WINDOW: usize = 1000;
 /// Questions at each size.
 const QUESTIONS: usize = 200;
 
 impl Bench<'_> {
     pub(super) async fn free(&mut self) -> Result<Vec<Row>, BenchError> {
         let mut place = self.place("free").await?;
-        let texts = self.texts(SMALL, PASSAGE);
-        place.ingest(self.subject.clock.as_ref(), &texts).await?;
-        let small = self.ask(&place, QUESTIONS).await?;
-
-        let count = self.plan.growth.saturating_sub(SMALL).max(10);
-        let texts = self.texts(count, PASSAGE);
         let before = self.subject.deployment.stages();
-        let bar = progress("documents through the API", count);
+        // The graph is built before the first question, and its time counts.
+        let begun = self.now();
+        let mut steps: Vec<(usize, f64, Asked)> = Vec::new();
+        let mut asking = 0.0;
+        for &size in &self.plan.growth {
+            let rate = self.grow(&mut place, size).await?;
+            let asked_from = self.now();
+            let asked = self.ask(&place, QUESTIONS).await?;
+            asking += self.now().duration_since(asked_from).as_secs_f64();
+            steps.push((size, rate, asked));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count of documents")]
+        let whole = place.sent as f64 / (self.now().duration_since(begun).as_secs_f64() - asking);
+        self.tell_stages(&before);
+        let mut rows = vec![Row::new(
+            "ingestion with a free embedder",
+            whole,
+            "chunks/s",
+            Target::Least(RATE),
+            steps.iter().map(|step| step.1).collect(),
+        )];
+        let Some(((_, slow, small), larger)) = steps.split_first() else { return Ok(rows) };
+        let share = |asked: &Asked| asked.naive / asked.raw;
+        for (size, rate, large) in larger {
+            rows.push(Row::new(
+                &format!("ingestion rate at {size} chunks, times that at the first {WINDOW}"),
+                rate / slow,
+                "times",
+                Target::Least(STEADY),
+                vec![*rate, *slow],
+            ));
+            rows.push(Row::new(
+                &format!("naive question over its raw parts at {size} chunks, times at the first"),
+                share(large) / share(small),
+                "times",
+                Target::Most(GROWTH),
+                vec![large.naive, large.raw, small.naive, small.raw],
+            ));
+        }
+        Ok(rows)
+    }
+
+    /// Ingests until there are so many chunks; returns the rate of the last ones, in a second.
+    pub(super) async fn grow(&mut self, place: &mut Place, size: usize) -> Result<f64, BenchError> {
+        let count = size.saturating_sub(place.sent);
+        let texts = self.texts(count, PASSAGE);
+        let bar = progress(&format!("documents, up to {size}"), count);
         let seen: Mutex<Vec<(usize, Instant)>> = Mutex::new(vec![(0, self.now())]);
+        let before = place.sent;
         let note = |all: usize| {
-            let done = all.saturating_sub(place.sent);
+            let done = all.saturating_sub(before);
             bar.set_position(done as u64);
             if let Ok(mut seen) = seen.lock()
                 && seen.last().is_some_and(|(last, _)| done > *last)
@@ -40,32 +81,11 @@ impl Bench<'_> {
             }
         };
         let send = async { place.send(&texts).await };
-        tokio::try_join!(send, place.client.processed(place.sent + count, note))?;
+        tokio::try_join!(send, place.client.processed(before + count, note))?;
         bar.finish_and_clear();
         place.sent += count;
         let seen = seen.into_inner().map_err(|_| BenchError::Ended)?;
-        let (first, last) = (rate(&seen, 0, count / 10), rate(&seen, count - count / 10, count));
-        let whole = rate(&seen, 0, count);
-        self.tell_stages(&before);
-        let large = self.ask(&place, QUESTIONS).await?;
-        let share = |asked: &Asked| asked.naive / asked.raw;
-        Ok(vec![
-            Row::new("ingestion with a free embedder", whole, "chunks/s", Target::Least(RATE), vec![whole]),
-            Row::new(
-                "the last tenth's rate, times the first's",
-                last / first,
-                "times",
-                Target::Least(STEADY),
-                vec![last, first],
-            ),
-            Row::new(
-                "naive question over its raw parts, large corpus against small",
-                share(&large) / share(&small),
-                "times",
-                Target::Most(GROWTH),
-                vec![large.naive, large.raw, small.naive, small.raw],
-            ),
-        ])
+        Ok(rate(&seen, count.saturating_sub(WINDOW), count))
     }
 }
 

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::task::JoinSet;
 
-use super::machine::processor_seconds;
+use super::generator::Generator;
 use super::{Bench, BenchError, PASSAGE, question};
-use crate::eval::client::Client;
-use crate::eval::figures::{Row, Target, between, median, percentile, progress};
+use crate::eval::figures::{Row, Target, between, median, percentile};
 
 /// Clients beside each other with the model.
 const CLIENTS: usize = 16;
@@ -36,14 +35,6 @@ const BUSY_CLIENTS: usize = 4;
 /// Words of its documents.
 const BUSY_WORDS: usize = 1200;
 
-/// What several clients had done to them.
-struct Load {
-    /// Milliseconds of each.
-    times: Vec<f64>,
-    /// In a second.
-    rate: f64,
-}
-
 impl Bench<'_> {
     pub(super) async fn clients(&mut self) -> Result<Vec<Row>, BenchError> {
         let place = self.shared().await?;
@@ -53,8 +44,9 @@ impl Bench<'_> {
         let texts = self.questions(count);
         let tenant = place.reader.scope().tenant();
         let embedder = self.subject.embedder.clone();
-        let bare = self
-            .load(CLIENTS, texts, move |text| {
+        let clock = Arc::clone(&self.subject.clock);
+        let bare = Generator::new()?
+            .load(clock, CLIENTS, texts, move |text| {
                 let embedder = embedder.clone();
                 async move { Ok(embedder.embed_question(tenant, vec![text]).await.map(drop)?) }
             })
@@ -83,16 +75,17 @@ impl Bench<'_> {
         let texts = self.texts(FREE_PASSAGES, PASSAGE);
         place.ingest(self.subject.clock.as_ref(), &texts).await?;
         let texts = self.questions(self.plan.questions * 10);
-        let used = processor_seconds()?;
-        let begun = self.now();
         let asked = self.asked_by(FREE_CLIENTS, &place.client, texts, "mix").await?;
-        let busy = (processor_seconds()? - used) / self.now().duration_since(begun).as_secs_f64();
+        let [server, database, generator] = asked.processors;
+        eprintln!(
+            "processors in use: {server:.2} by the server, {database:.2} by its database, {generator:.2} by the clients"
+        );
         Ok(vec![Row::new(
-            "mix, 8 clients, free embedder (and processors in use by server and clients)",
+            "mix, 8 clients, free embedder (clients beside it on the same processors)",
             asked.rate,
             "1/s",
             Target::Least(FREE_RATE),
-            vec![asked.rate, busy, median(&asked.times), percentile(&asked.times, 99)],
+            vec![asked.rate, median(&asked.times), percentile(&asked.times, 99), server, database, generator],
         )])
     }
 
@@ -191,59 +184,5 @@ impl Bench<'_> {
                 vec![slow, least],
             ),
         ])
-    }
-
-    async fn asked_by(
-        &self,
-        clients: usize,
-        client: &Client,
-        texts: Vec<String>,
-        mode: &'static str,
-    ) -> Result<Load, BenchError> {
-        let client = client.clone();
-        let ask = move |text: String| {
-            let client = client.clone();
-            async move { Ok(client.post("/query/data", &question(&text, mode)).await.map(drop)?) }
-        };
-        self.load(clients, texts, ask).await
-    }
-
-    /// Has so many tasks work off the texts, each one after the other.
-    #[expect(clippy::cast_precision_loss, reason = "counts of questions")]
-    async fn load<W>(
-        &self,
-        clients: usize,
-        texts: Vec<String>,
-        work: impl Fn(String) -> W + Clone + Send + 'static,
-    ) -> Result<Load, BenchError>
-    where
-        W: Future<Output = Result<(), BenchError>> + Send,
-    {
-        let bar = progress(&format!("{clients} clients"), texts.len());
-        let count = texts.len();
-        let waiting = Arc::new(parking_lot::Mutex::new(texts));
-        let begun = self.now();
-        let mut tasks = JoinSet::new();
-        for _ in 0..clients {
-            let (waiting, work, bar) = (Arc::clone(&waiting), work.clone(), bar.clone());
-            let clock = Arc::clone(&self.subject.clock);
-            tasks.spawn(async move {
-                let mut times = Vec::new();
-                loop {
-                    let Some(text) = waiting.lock().pop() else { return Ok::<_, BenchError>(times) };
-                    let begun = clock.instant();
-                    work(text).await?;
-                    times.push(between(begun, clock.instant()));
-                    bar.inc(1);
-                }
-            });
-        }
-        let mut times = Vec::with_capacity(count);
-        while let Some(task) = tasks.join_next().await {
-            times.extend(task.map_err(|_| BenchError::Ended)??);
-        }
-        bar.finish_and_clear();
-        let rate = count as f64 / self.now().duration_since(begun).as_secs_f64();
-        Ok(Load { times, rate })
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 /// What is taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Footprint {
-    /// Memory, each shared page divided by those who share it, bytes.
+    /// Memory, each shared page divided by those who share it, without the database's shared pages, bytes.
     pub(super) memory: f64,
     /// Open descriptors.
     pub(super) descriptors: f64,
@@ -22,20 +22,68 @@ pub(super) fn footprint(folders: &[&Path]) -> std::io::Result<Footprint> {
         let folder = Path::new("/proc").join(process.to_string());
         // A connection of the database may end meanwhile.
         let rollup = std::fs::read_to_string(folder.join("smaps_rollup")).unwrap_or_default();
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-        memory += pss.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0) * 1024;
+        let kilobytes = |name: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        // The database's shared pages are of a size that was set, and fill up whatever there is.
+        memory += kilobytes("Pss:").saturating_sub(kilobytes("Pss_Shmem:")) * 1024;
         descriptors += std::fs::read_dir(folder.join("fd")).map_or(0, Iterator::count);
     }
     let disk: u64 = folders.iter().map(|folder| blocks(folder)).sum();
     Ok(Footprint { memory: memory as f64, descriptors: descriptors as f64, disk: disk as f64 })
 }
 
-/// Processor seconds that this process alone has used.
-pub(super) fn processor_seconds() -> std::io::Result<f64> {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
-    #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+/// Processor seconds by who used them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Processors {
+    /// Threads of this process whose name begins with [`GENERATOR`].
+    pub(super) generator: f64,
+    /// Its other threads.
+    pub(super) server: f64,
+    /// What descends from it: the private database.
+    pub(super) database: f64,
+}
+
+/// How the names of the threads begin that make load.
+pub(super) const GENERATOR: &str = "load";
+
+/// Processor seconds that this process and its children have used so far; of threads that have ended, none.
+pub(super) fn processors() -> std::io::Result<Processors> {
+    let own = std::process::id();
+    let mut used = Processors::default();
+    for process in family()? {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { continue };
+        for thread in threads.filter_map(Result::ok) {
+            let seconds = on_processor(&thread.path()).unwrap_or(0.0);
+            let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            match (process == own, name.starts_with(GENERATOR)) {
+                (true, true) => used.generator += seconds,
+                (true, false) => used.server += seconds,
+                (false, _) => used.database += seconds,
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// Seconds that a thread was on a processor.
+#[expect(clippy::cast_precision_loss, reason = "seconds for people")]
+fn on_processor(thread: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(thread.join("schedstat")).ok()?;
+    Some(text.split(' ').next()?.parse::<u64>().ok()? as f64 / 1e9)
+}
+
+impl Processors {
+    /// Processors in use since `before`, which was so many seconds ago.
+    pub(super) fn in_use(self, before: Self, seconds: f64) -> [f64; 3] {
+        let pairs = [
+            (self.server, before.server),
+            (self.database, before.database),
+            (self.generator, before.generator),
+        ];
+        pairs.map(|(after, before)| (after - before) / seconds)
+    }
 }
 
 /// This process and all that descend from it.
@@ -74,6 +122,18 @@ fn blocks(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_thread_of_the_generator_uses_counts_as_its() {
+        let before = processors().expect("told");
+        let busy = std::thread::Builder::new().name(format!("{GENERATOR}-1")).spawn(|| {
+            let begun = std::time::Instant::now();
+            while begun.elapsed().as_millis() < 50 {}
+            processors().expect("told")
+        });
+        let after = busy.expect("started").join().expect("ended");
+        assert!(after.generator - before.generator > 0.01, "{before:?} {after:?}");
+    }
 
     #[test]
     fn a_process_takes_memory_descriptors_and_the_disk_of_its_files() {

@@ -5,9 +5,11 @@
 
 mod asking;
 mod free;
+mod generator;
 mod ingestion;
 mod load;
 mod machine;
+mod row_security;
 mod tenants;
 
 use std::path::Path;
@@ -46,13 +48,15 @@ pub enum Part {
     Free,
     /// Questions of several clients without the cost of a model.
     FreeClients,
+    /// A question with row-level security and without.
+    RowSecurity,
     /// Many tenants.
     Tenants,
 }
 
 impl Part {
     /// Every part, in the order in which they are measured.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ingestion,
         Self::Question,
         Self::Clients,
@@ -60,6 +64,7 @@ impl Part {
         Self::Neighbour,
         Self::Free,
         Self::FreeClients,
+        Self::RowSecurity,
         Self::Tenants,
     ];
 
@@ -74,6 +79,7 @@ impl Part {
             Self::Neighbour => "neighbour",
             Self::Free => "free",
             Self::FreeClients => "free-clients",
+            Self::RowSecurity => "row-security",
             Self::Tenants => "tenants",
         }
     }
@@ -81,7 +87,7 @@ impl Part {
     /// Whether it is measured with the embedding model; else with one that costs nothing.
     #[must_use]
     pub const fn wants_model(self) -> bool {
-        !matches!(self, Self::Free | Self::FreeClients | Self::Tenants)
+        !matches!(self, Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants)
     }
 }
 
@@ -100,8 +106,8 @@ pub struct Plan {
     pub passages: usize,
     /// Questions of one client.
     pub questions: usize,
-    /// Chunks to which the corpus without a model grows.
-    pub growth: usize,
+    /// Chunks at which the corpus without a model is looked at as it grows.
+    pub growth: Vec<usize>,
     /// Tenants without a document.
     pub empty_tenants: usize,
     /// Tenants of ten documents.
@@ -121,7 +127,7 @@ impl Plan {
             words: 1200,
             passages: 5000,
             questions: 300,
-            growth: 10_000,
+            growth: vec![1000, 10_000],
             empty_tenants: 1000,
             small_tenants: 200,
             seed: 20_260_101,
@@ -133,7 +139,7 @@ impl Plan {
     pub fn full(parts: Vec<Part>) -> Self {
         Self {
             questions: 1000,
-            growth: 50_000,
+            growth: vec![1000, 10_000, 50_000],
             empty_tenants: 10_000,
             small_tenants: 1000,
             ..Self::short(parts)
@@ -149,6 +155,9 @@ pub trait Deployment: Send + Sync {
 
     /// A tenant's data, past the API.
     async fn reader(&self, tenant: TenantId) -> Result<TenantReader, BenchError>;
+
+    /// Switches row-level security on or off for every table. `false`: this build cannot, and nothing was done.
+    async fn row_security(&self, on: bool) -> Result<bool, BenchError>;
 
     /// Seconds that ingestion has spent in each stage since the start, over all workers.
     fn stages(&self) -> Vec<(&'static str, f64)>;
@@ -230,6 +239,7 @@ pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec
             Part::Neighbour => bench.neighbour().await?,
             Part::Free => bench.free().await?,
             Part::FreeClients => bench.free_clients().await?,
+            Part::RowSecurity => bench.row_security().await?,
             Part::Tenants => bench.tenants().await?,
         };
         // Told at once: what comes later may be interrupted.

@@ -1,7 +1,9 @@
 //! What a tenant costs: empty, with a few documents, and when it is asked again after a long time.
 
 use std::path::Path;
+use std::time::Duration;
 
+use super::free::{GROWTH, STEADY};
 use super::machine::{Footprint, footprint};
 use super::{Bench, BenchError, PASSAGE, Place, question};
 use crate::eval::figures::{Row, Target, between, median, percentile, progress};
@@ -12,8 +14,15 @@ const EMPTY: (f64, f64, f64, f64) = (10.0, 20.0, 20.0, 0.0);
 const SMALL: (f64, f64, f64) = (1024.0, 20.0, 0.0);
 /// Its documents.
 const DOCUMENTS: usize = 10;
+/// How long nothing is done before what is taken is looked at: longer than writing behind, and than a shard rests open.
+const REST: Duration = Duration::from_secs(8);
 /// Most milliseconds of its first question after it was put away.
 const COLD: f64 = 50.0;
+/// Tenants beside which one is few.
+const FEW: usize = 10;
+/// Documents of a tenant whose rate is measured among others, and its questions.
+const AMONG: usize = 1000;
+const AMONG_ASKED: usize = 200;
 /// Tenants that are asked after they were put away.
 const ASKED: usize = 20;
 const KB: f64 = 1024.0;
@@ -49,11 +58,53 @@ impl Bench<'_> {
         let each = Each::new(&before, &self.footprint().await?, count as f64);
         rows.extend(each.rows("an empty tenant", (EMPTY.1, EMPTY.2, EMPTY.3)));
 
+        self.small_tenants(&mut rows).await?;
+        Ok(rows)
+    }
+
+    /// Tenants of ten documents: what each takes, and what a tenant among many is slower than among few.
+    #[expect(clippy::cast_precision_loss, reason = "counts of tenants")]
+    async fn small_tenants(&mut self, rows: &mut Vec<Row>) -> Result<(), BenchError> {
+        let mut places = self.tenants_of_ten(FEW, 0).await?;
+        let (few_rate, few_time) = self.among(&places).await?;
         let before = self.footprint().await?;
-        let count = self.plan.small_tenants;
+        let count = self.plan.small_tenants.saturating_sub(FEW).max(1);
+        places.extend(self.tenants_of_ten(count, FEW).await?);
+        let each = Each::new(&before, &self.footprint().await?, count as f64);
+        rows.extend(each.rows("a tenant of ten documents", (SMALL.1, SMALL.0, SMALL.2)));
+        rows.push(self.cold(&places).await?);
+        let (rate, time) = self.among(&places).await?;
+        let count = places.len();
+        rows.push(Row::new(
+            &format!("ingestion rate among {count} tenants, times among {FEW}"),
+            rate / few_rate,
+            "times",
+            Target::Least(STEADY),
+            vec![rate, few_rate],
+        ));
+        rows.push(Row::new(
+            &format!("naive question among {count} tenants, times among {FEW}"),
+            time / few_time,
+            "times",
+            Target::Most(GROWTH),
+            vec![time, few_time],
+        ));
+        Ok(())
+    }
+
+    /// The rate at which one tenant's documents are ingested, and the median of its questions, milliseconds.
+    async fn among(&mut self, others: &[Place]) -> Result<(f64, f64), BenchError> {
+        let mut place = self.place(&format!("among {}", others.len())).await?;
+        let rate = self.grow(&mut place, AMONG).await?;
+        let texts = self.questions(AMONG_ASKED);
+        let asked = self.asked_by(1, &place.client, texts, "naive").await?;
+        Ok((rate, median(&asked.times)))
+    }
+
+    async fn tenants_of_ten(&mut self, count: usize, from: usize) -> Result<Vec<Place>, BenchError> {
         let bar = progress("tenants of ten documents", count);
         let mut places = Vec::with_capacity(count);
-        for at in 0..count {
+        for at in from..from + count {
             let mut place = self.place(&format!("small {at}")).await?;
             place.send(&self.passages_of_one()).await?;
             place.sent = DOCUMENTS;
@@ -64,10 +115,7 @@ impl Bench<'_> {
             place.client.processed(place.sent, |_| ()).await?;
         }
         bar.finish_and_clear();
-        let each = Each::new(&before, &self.footprint().await?, count as f64);
-        rows.extend(each.rows("a tenant of ten documents", (SMALL.1, SMALL.0, SMALL.2)));
-        rows.push(self.cold(&places).await?);
-        Ok(rows)
+        Ok(places)
     }
 
     fn passages_of_one(&mut self) -> Vec<String> {
@@ -76,7 +124,7 @@ impl Bench<'_> {
 
     /// Once everything that was written is projected and flushed, and what is idle is put away.
     async fn footprint(&self) -> Result<Footprint, BenchError> {
-        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+        tokio::time::sleep(REST).await;
         let folders: [&Path; 1] = [&self.subject.data_dir];
         Ok(footprint(&folders)?)
     }

@@ -80,7 +80,7 @@ impl Graph {
             .map(|(key, score)| EntityHit {
                 key: NameKey(key),
                 score,
-                chunks: near.support(&self.mentions(key)),
+                chunks: near.support(self.mentions(key).iter().copied()),
             })
             .collect()
     }
@@ -90,7 +90,7 @@ impl Graph {
     pub fn relations_for(&self, question: &str, fused: &[(ChunkId, f32)], limit: usize) -> Vec<RelationHit> {
         let near = Near::new(self, fused);
         let scores = self.score(question, &near);
-        let mut pairs: HashMap<(u64, u64), f32> = HashMap::new();
+        let mut pairs: KeyMap<(u64, u64), f32> = KeyMap::default();
         for &(at, prior) in &near.sources {
             let Some(node) = self.node(at) else { continue };
             let mut keys: Vec<u64> = entities(node).collect();
@@ -104,20 +104,24 @@ impl Graph {
                 }
             }
         }
-        let mut hits: Vec<RelationHit> = pairs
+        let mentions: KeyMap<u64, Cow<'_, [u32]>> =
+            pairs.keys().flat_map(|&(a, b)| [a, b]).map(|key| (key, self.mentions(key))).collect();
+        // There are many pairs and few are kept, so that chunks are looked for last.
+        let mut strongest: Vec<(f32, f32, (u64, u64))> = pairs
             .into_iter()
             .map(|((a, b), near_score)| {
-                let both = meet(&self.mentions(a), &self.mentions(b));
-                let weight = self.weight(a, b, both.len());
-                let (source, target, score) = (NameKey(a), NameKey(b), near_score * weight.ln_1p());
-                RelationHit { source, target, score, weight, chunks: near.support(&both) }
+                let (of_a, of_b) = (&mentions[&a], &mentions[&b]);
+                let weight = self.weight(of_a.len(), of_b.len(), meet(of_a, of_b).count());
+                (near_score * weight.ln_1p(), weight, (a, b))
             })
             .collect();
-        hits.sort_unstable_by(|a, b| {
-            b.score.total_cmp(&a.score).then((a.source, a.target).cmp(&(b.source, b.target)))
-        });
-        hits.truncate(limit);
-        hits
+        strongest.sort_unstable_by(|x, y| y.0.total_cmp(&x.0).then(x.2.cmp(&y.2)));
+        strongest.truncate(limit);
+        let hit = |(score, weight, (a, b)): (f32, f32, (u64, u64))| {
+            let chunks = near.support(meet(&mentions[&a], &mentions[&b]));
+            RelationHit { source: NameKey(a), target: NameKey(b), score, weight, chunks }
+        };
+        strongest.into_iter().map(hit).collect()
     }
 
     /// What is around an entity, by at most `max_depth` relations and with at most `max_nodes` entities; empty when no chunk mentions it.
@@ -210,9 +214,8 @@ impl Graph {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24")]
-    fn weight(&self, a: u64, b: u64, both: usize) -> f32 {
-        let expected =
-            self.mentions(a).len() as f32 * self.mentions(b).len() as f32 / self.chunks().max(1) as f32;
+    fn weight(&self, a: usize, b: usize, both: usize) -> f32 {
+        let expected = a as f32 * b as f32 / self.chunks().max(1) as f32;
         both as f32 * (both as f32 / expected.max(f32::MIN_POSITIVE)).ln_1p()
     }
 
@@ -270,7 +273,7 @@ impl Graph {
         let mut relations: Vec<RelationHit> = pairs
             .into_iter()
             .map(|((a, b), both)| {
-                let weight = self.weight(a, b, both.len());
+                let weight = self.weight(self.mentions(a).len(), self.mentions(b).len(), both.len());
                 let chunks = self.sample(&both);
                 RelationHit { source: NameKey(a), target: NameKey(b), score: weight, weight, chunks }
             })
@@ -296,10 +299,17 @@ fn entities(node: &Node) -> impl Iterator<Item = u64> {
     node.names.iter().chain(&node.concepts).copied()
 }
 
-/// What two sorted lists share.
-fn meet(a: &[u32], b: &[u32]) -> Vec<u32> {
-    let (short, long) = if a.len() < b.len() { (a, b) } else { (b, a) };
-    short.iter().filter(|at| long.binary_search(at).is_ok()).copied().collect()
+/// What two sorted lists share, in order.
+fn meet<'l>(a: &'l [u32], b: &'l [u32]) -> impl Iterator<Item = u32> + 'l {
+    let (short, mut long) = if a.len() < b.len() { (a, b) } else { (b, a) };
+    short.iter().copied().filter(move |at| {
+        let (before, same) = match long.binary_search(at) {
+            Ok(before) => (before + 1, true),
+            Err(before) => (before, false),
+        };
+        long = &long[before..];
+        same
+    })
 }
 
 /// What search found, by place.
@@ -322,14 +332,18 @@ impl<'g> Near<'g> {
     }
 
     /// Some of these chunks, those that search found first.
-    fn support(&self, places: &[u32]) -> Vec<ChunkId> {
+    fn support(&self, places: impl Iterator<Item = u32>) -> Vec<ChunkId> {
         let mut ranked: Vec<(f32, ChunkId)> = places
-            .iter()
             .filter_map(|at| {
-                Some((self.scores.get(at).copied().unwrap_or_default(), self.graph.node(*at)?.chunk))
+                Some((self.scores.get(&at).copied().unwrap_or_default(), self.graph.node(at)?.chunk))
             })
             .collect();
-        ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        ranked.into_iter().take(SUPPORT).map(|(_, chunk)| chunk).collect()
+        let order = |a: &(f32, ChunkId), b: &(f32, ChunkId)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if SUPPORT < ranked.len() {
+            ranked.select_nth_unstable_by(SUPPORT, order);
+            ranked.truncate(SUPPORT);
+        }
+        ranked.sort_unstable_by(order);
+        ranked.into_iter().map(|(_, chunk)| chunk).collect()
     }
 }

@@ -66,8 +66,12 @@ impl<'r> FromRow<'r, PgRow> for ChunkRow {
 pub struct MentionRow {
     /// The tenant, as the row says.
     pub tenant: TenantId,
+    /// The namespace's name, as the row says.
+    pub namespace: String,
     /// The chunk.
     pub chunk: ChunkId,
+    /// Its text, where it was asked for.
+    pub text: Option<String>,
     /// Its document.
     pub document_id: String,
     /// The name by which the document is cited.
@@ -100,53 +104,44 @@ impl Corpus {
     pub async fn chunk_list(&self, chunks: &[ChunkId]) -> Result<Vec<ChunkRow>, StoreError> {
         let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
         let mut tx = self.reader.begin().await?;
-        let rows = sqlx::query_as(
-            "select c.tenant_id, n.name as namespace, c.chunk_id, c.document_id, c.version, c.ordinal, c.heading,
-                 c.text, c.tokens, v.title, v.file_name
-             from chunk c
-             join namespace n on n.tenant_id = $1 and n.namespace_id = c.namespace_id
-             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
-                 and v.document_id = c.document_id and v.version = c.version
-             where c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = any($3)",
-        )
-        .bind(self.partition.tenant().0)
-        .bind(self.partition.namespace().0)
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("chunk.list"))?;
+        let rows = sqlx::query_as(CHUNK_LIST)
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(&ids)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed("chunk.list"))?;
         tx.commit().await?;
         Ok(rows)
     }
 
-    /// The entities of these chunks, in no order.
+    /// The entities of these chunks, in no order; with the text of those that are among `texts` too.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
-    pub async fn mention_list(&self, chunks: &[ChunkId]) -> Result<Vec<MentionRow>, StoreError> {
+    pub async fn mention_list(
+        &self,
+        chunks: &[ChunkId],
+        texts: &[ChunkId],
+    ) -> Result<Vec<MentionRow>, StoreError> {
         const OPERATION: &str = "mention.list";
-        let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
+        let ids = |chunks: &[ChunkId]| -> Vec<Uuid> { chunks.iter().map(|chunk| chunk.0).collect() };
         let mut tx = self.reader.begin().await?;
-        let rows = sqlx::query(
-            "select m.tenant_id, m.chunk_id, c.document_id, v.file_name,
-                 extract(epoch from v.created_at)::bigint as created_at, m.keys, m.names, m.kinds, m.counts
-             from chunk_mention m
-             join chunk c on c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = m.chunk_id
-             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
-                 and v.document_id = c.document_id and v.version = c.version
-             where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = any($3)",
-        )
-        .bind(self.partition.tenant().0)
-        .bind(self.partition.namespace().0)
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
+        let rows = sqlx::query(MENTION_LIST)
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(ids(chunks))
+            .bind(ids(texts))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
         tx.commit().await?;
         let mention = |row: &PgRow| {
             Ok(MentionRow {
                 tenant: TenantId(row.try_get("tenant_id")?),
+                namespace: row.try_get("namespace")?,
                 chunk: ChunkId(row.try_get("chunk_id")?),
+                text: row.try_get("text")?,
                 document_id: row.try_get("document_id")?,
                 file_name: row.try_get("file_name")?,
                 created_at: row.try_get("created_at")?,
@@ -299,6 +294,38 @@ impl Corpus {
         Ok(plan)
     }
 }
+
+/// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.
+pub(super) const CHUNK_LIST: &str =
+    "select c.tenant_id, n.name as namespace, c.chunk_id, c.document_id, c.version, c.ordinal, c.heading,
+         c.text, c.tokens, v.title, v.file_name
+     from unnest($3::uuid[]) as wanted(chunk_id)
+     cross join lateral (
+         select * from chunk c
+         where c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = wanted.chunk_id offset 0) c
+     cross join lateral (
+         select title, file_name from document_version v
+         where v.tenant_id = $1 and v.namespace_id = $2
+             and v.document_id = c.document_id and v.version = c.version offset 0) v
+     join namespace n on n.tenant_id = $1 and n.namespace_id = c.namespace_id";
+
+/// Likewise.
+pub(super) const MENTION_LIST: &str =
+    "select m.tenant_id, n.name as namespace, m.chunk_id, c.document_id, v.file_name,
+         extract(epoch from v.created_at)::bigint as created_at, m.keys, m.names, m.kinds, m.counts,
+         case when m.chunk_id = any($4) then c.text end as text
+     from unnest($3::uuid[]) as wanted(chunk_id)
+     cross join lateral (
+         select * from chunk_mention m
+         where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = wanted.chunk_id offset 0) m
+     cross join lateral (
+         select document_id, version, text from chunk c
+         where c.tenant_id = $1 and c.namespace_id = $2 and c.chunk_id = m.chunk_id offset 0) c
+     cross join lateral (
+         select file_name, created_at from document_version v
+         where v.tenant_id = $1 and v.namespace_id = $2
+             and v.document_id = c.document_id and v.version = c.version offset 0) v
+     join namespace n on n.tenant_id = $1 and n.namespace_id = m.namespace_id";
 
 /// Before the first change of any corpus.
 const EVERYTHING: Seq = Seq(-1);

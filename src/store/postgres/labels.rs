@@ -41,6 +41,28 @@ pub enum LabelOrder {
     Mentions,
 }
 
+/// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.
+pub(super) const GRAPH_PAGE: &str =
+    "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
+         coalesce(m.kinds, '{}') as kinds, e.embedding
+     from (
+         select * from chunk c
+         where c.tenant_id = $1 and c.namespace_id = $2 and c.seq > $4 and c.chunk_id > $5
+         order by c.chunk_id limit $6) c
+     cross join lateral (
+         select title from document_version v
+         where v.tenant_id = $1 and v.namespace_id = $2
+             and v.document_id = c.document_id and v.version = c.version offset 0) v
+     cross join lateral (
+         select embedding from chunk_embedding e
+         where e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
+             and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = c.chunk_id
+         offset 0) e
+     left join lateral (
+         select keys, kinds from chunk_mention m
+         where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = c.chunk_id offset 0) m on true
+     order by c.chunk_id";
+
 impl Corpus {
     /// A page of the chunks that came after `since`, ordered by chunk.
     ///
@@ -54,27 +76,16 @@ impl Corpus {
     ) -> Result<Vec<GraphRow>, StoreError> {
         const OPERATION: &str = "graph.page";
         let mut tx = self.reader.begin().await?;
-        let rows = sqlx::query(
-            "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
-                 coalesce(m.kinds, '{}') as kinds, e.embedding
-             from chunk c
-             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
-                 and v.document_id = c.document_id and v.version = c.version
-             join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
-                 and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = c.chunk_id
-             left join chunk_mention m on m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = c.chunk_id
-             where c.tenant_id = $1 and c.namespace_id = $2 and c.seq > $4 and c.chunk_id > $5
-             order by c.chunk_id limit $6",
-        )
-        .bind(self.partition.tenant().0)
-        .bind(self.partition.namespace().0)
-        .bind(self.partition.model().as_str())
-        .bind(since.0)
-        .bind(after.map_or(Uuid::nil(), |chunk| chunk.0))
-        .bind(limit)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
+        let rows = sqlx::query(GRAPH_PAGE)
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(self.partition.model().as_str())
+            .bind(since.0)
+            .bind(after.map_or(Uuid::nil(), |chunk| chunk.0))
+            .bind(limit)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
         tx.commit().await?;
         let chunk = |row: &PgRow| {
             Ok(GraphRow {

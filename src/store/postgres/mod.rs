@@ -18,6 +18,8 @@ mod identifiers;
 pub mod ingest;
 pub mod jobs;
 pub mod labels;
+#[cfg(feature = "laboratory")]
+pub mod laboratory;
 pub mod leases;
 pub mod migrate;
 pub mod models;

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex as Spin;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::fault::{BACKEND, Fault, require_free};
 use super::layout::Layout;
@@ -31,6 +33,8 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     slots: Spin<HashMap<Partition, Arc<Slot>>>,
     ticks: AtomicU64,
+    /// Since when [`Slot::used_ms`] counts.
+    started: Instant,
     open: AtomicUsize,
     /// Turns of what a query may have to wait for: searching, opening, closing.
     pub(super) searches: Arc<Semaphore>,
@@ -54,13 +58,14 @@ impl EdgeIndex {
             .map_err(|error| Fault::from_io(&words, &error).into_store("vector.open").with_source(error))?;
         let inner = Inner {
             layout,
-            clock,
             slots: Spin::default(),
             ticks: AtomicU64::new(1),
+            started: clock.instant(),
             open: AtomicUsize::new(0),
             searches: Arc::new(Semaphore::new(settings.max_searches.max(1))),
             writes: Arc::new(Semaphore::new(settings.max_writes.max(1))),
             settings,
+            clock,
             #[cfg(any(test, feature = "laboratory"))]
             filter_off: std::sync::atomic::AtomicBool::new(false),
         };
@@ -71,6 +76,14 @@ impl EdgeIndex {
     #[must_use]
     pub fn open_shards(&self) -> usize {
         self.inner.open.load(Ordering::Relaxed)
+    }
+
+    /// Closes shards that nobody uses, until the server stops: a tenant that rests holds no descriptor.
+    pub async fn close_idle(self, stop: CancellationToken) {
+        let limit = Duration::from_secs(self.inner.settings.idle_seconds);
+        while stop.run_until_cancelled(tokio::time::sleep(limit / 4)).await.is_some() {
+            self.inner.close_unused(limit).await;
+        }
     }
 
     /// Flushes and closes every shard. For stopping; a shard that is asked for afterwards opens again.
@@ -84,25 +97,29 @@ impl EdgeIndex {
 }
 
 impl Inner {
-    /// The partition's slot, noted as used just now.
+    /// The partition's slot.
     pub(super) fn slot(&self, partition: &Partition) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         // Looked up before the key is cloned: most partitions are there.
-        let slot = if let Some(slot) = slots.get(partition) {
-            Arc::clone(slot)
-        } else {
-            let slot = Arc::new(Slot::new(partition.clone(), self.layout.partition(partition)));
-            slots.insert(partition.clone(), Arc::clone(&slot));
-            slot
-        };
-        drop(slots);
-        slot.used.store(self.ticks.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(slot) = slots.get(partition) {
+            return Arc::clone(slot);
+        }
+        let slot = Arc::new(Slot::new(partition.clone(), self.layout.partition(partition)));
+        slots.insert(partition.clone(), Arc::clone(&slot));
         slot
     }
 
+    /// Milliseconds since the index was taken into use.
+    fn now_ms(&self) -> u64 {
+        let since = self.clock.instant().saturating_duration_since(self.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// The partition's state, opened if need be and pinned as long as the guard lives. Opened once for all
-    /// who wait.
+    /// who wait; noted as used just now.
     pub(super) async fn reading(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<Reading, Fault> {
+        slot.used.store(self.ticks.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        slot.used_ms.store(self.now_ms(), Ordering::Relaxed);
         let state = Arc::clone(&slot.state).read_owned().await;
         if is_settled(&state) {
             return Ok(state);
@@ -145,6 +162,24 @@ impl Inner {
             });
             let Some((slot, state)) = idle else { return };
             self.close(slot, state, false).await;
+        }
+    }
+
+    /// Closes every shard that was not used for so long, one after the other.
+    async fn close_unused(self: &Arc<Self>, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        for slot in slots {
+            let is_unused = || self.now_ms().saturating_sub(slot.used_ms.load(Ordering::Relaxed)) >= limit;
+            if !is_unused() {
+                continue;
+            }
+            if let Ok(state) = Arc::clone(&slot.state).try_write_owned()
+                && matches!(*state, State::Served(_))
+                && is_unused()
+            {
+                self.close(slot, state, false).await;
+            }
         }
     }
 

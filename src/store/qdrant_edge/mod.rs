@@ -18,6 +18,7 @@ mod rebuild;
 mod settings;
 mod shard;
 mod slot;
+mod tags;
 #[cfg(test)]
 mod traps;
 mod validate;

@@ -8,6 +8,9 @@ use serde::Deserialize;
 pub struct EdgeSettings {
     /// Shards held open at once. Beyond it the one unused for longest is closed; one in use never is.
     pub max_open: usize,
+    /// A shard that was not used for this long is closed, seconds, so that a tenant who rests takes no memory and
+    /// no descriptor. Opening it again takes a few milliseconds.
+    pub idle_seconds: u64,
     /// Searches, openings and closings that run at once on the blocking pool; the rest wait.
     pub max_searches: usize,
     /// Writes, flushes and rebuilds that run at once; the rest wait.
@@ -35,6 +38,7 @@ impl Default for EdgeSettings {
     fn default() -> Self {
         Self {
             max_open: 512,
+            idle_seconds: 60,
             max_searches: 8,
             max_writes: 2,
             inline_points: 5_000,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use qdrant_edge::{
     Condition, CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard, EdgeSparseVectorParams,
     EdgeVectorParams, FieldCondition, FieldIndexOperations, Filter, HnswIndexConfig, JsonPath, Match,
-    NamedQuery, PayloadFieldSchema, PayloadSchemaType, PointId, PointInsertOperations, PointOperations,
-    PointStruct, QueryEnum, ScoredPoint, SearchParams, SearchRequest, SparseVector, UpdateOperation,
+    NamedQuery, Payload, PayloadFieldSchema, PayloadSchemaType, PointId, PointInsertOperations,
+    PointOperations, PointStruct, QueryEnum, SearchParams, SearchRequest, SparseVector, UpdateOperation,
     ValueVariants, Vector, VectorInternal, Vectors, WalOptions, WithPayloadInterface, WithVector,
 };
 use uuid::Uuid;
@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::fault::{Fault, guarded};
 use super::layout::{folder_bytes, identity};
 use super::settings::EdgeSettings;
+use super::tags::{Tag, Tags};
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
 use crate::store::vector::{Hit, Point, Terms};
@@ -46,6 +47,7 @@ pub(super) struct Shard {
     /// Which folder was at the path when it was opened.
     folder: (u64, u64),
     dimension: usize,
+    tags: Tags,
 }
 
 /// Waits for a log that its last holder in this process is just letting go: its lock lives a moment longer.
@@ -67,7 +69,8 @@ impl Shard {
     /// A new shard in an empty folder, for embeddings of this dimension.
     pub(super) fn create(path: &Path, dimension: usize, settings: &EdgeSettings) -> Result<Self, Fault> {
         let edge = guarded(|| EdgeShard::new(path, config(dimension, settings)))?;
-        let shard = Self { edge: Some(edge), path: path.to_owned(), folder: folder(path)?, dimension };
+        let (path, folder) = (path.to_owned(), folder(path)?);
+        let shard = Self { edge: Some(edge), path, folder, dimension, tags: Tags::default() };
         for field in [TENANT, NAMESPACE] {
             let field_name = key(field)?;
             let field_schema = Some(PayloadFieldSchema::FieldType(PayloadSchemaType::Uuid));
@@ -82,7 +85,8 @@ impl Shard {
     pub(super) fn load(path: &Path, settings: &EdgeSettings) -> Result<Self, Fault> {
         let edge = load_patiently(path)?;
         let dimension = edge.config().vectors.get(DENSE).map(|params| params.size);
-        let mut shard = Self { edge: Some(edge), path: path.to_owned(), folder: folder(path)?, dimension: 0 };
+        let (path, folder) = (path.to_owned(), folder(path)?);
+        let mut shard = Self { edge: Some(edge), path, folder, dimension: 0, tags: Tags::default() };
         shard.dimension = dimension.ok_or_else(|| Fault::Damaged("the shard has no dense vector".into()))?;
         let wanted = config(shard.dimension, settings).optimizers;
         if shard.edge()?.config().optimizers != wanted {
@@ -118,9 +122,14 @@ impl Shard {
         for slice in points.chunks(SLICE) {
             let list = slice.iter().map(|point| to_edge(tag, point)).collect::<Result<_, _>>()?;
             let list = PointInsertOperations::PointsList(list);
-            self.update(UpdateOperation::PointOperation(PointOperations::UpsertPoints(list)))?;
-            let versions = self.versions(&slice.iter().map(|p| p.chunk).collect::<Vec<_>>())?;
-            if slice.iter().any(|point| versions.get(&point.chunk) != Some(&point.version)) {
+            let written = self.update(UpdateOperation::PointOperation(PointOperations::UpsertPoints(list)));
+            let chunks: Vec<ChunkId> = slice.iter().map(|point| point.chunk).collect();
+            self.tags.forget(chunks.iter().copied());
+            written?;
+            let tags = self.read_tags(&chunks)?;
+            let is_there =
+                |point: &Point| tags.get(&point.chunk).map(|tag| tag.version) == Some(point.version);
+            if !slice.iter().all(is_there) {
                 return Err(Fault::Damaged("the shard ignores what is written to it".into()));
             }
         }
@@ -131,24 +140,40 @@ impl Shard {
     pub(super) fn delete(&self, chunks: &[ChunkId]) -> Result<(), Fault> {
         for slice in chunks.chunks(SLICE) {
             let ids = slice.iter().map(|chunk| PointId::Uuid(chunk.0)).collect();
-            self.update(UpdateOperation::PointOperation(PointOperations::DeletePoints { ids }))?;
-            if !self.versions(slice)?.is_empty() {
+            let deleted = self.update(UpdateOperation::PointOperation(PointOperations::DeletePoints { ids }));
+            self.tags.forget(slice.iter().copied());
+            deleted?;
+            if !self.read_tags(slice)?.is_empty() {
                 return Err(Fault::Damaged("the shard ignores what is deleted from it".into()));
             }
         }
         Ok(())
     }
 
-    fn versions(&self, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, i64>, Fault> {
+    /// The tags of these points, as their payloads say; of those that are not there, none.
+    fn read_tags(&self, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Tag>, Fault> {
         let ids: Vec<_> = chunks.iter().map(|chunk| PointId::Uuid(chunk.0)).collect();
         let payload = Some(WithPayloadInterface::Bool(true));
         let edge = self.edge()?;
         let records = guarded(|| edge.retrieve(&ids, payload, Some(WithVector::Bool(false))))?;
-        let versions = records.into_iter().filter_map(|record| {
+        let tags = records.into_iter().map(|record| {
             let PointId::Uuid(id) = record.id else { return None };
-            Some((ChunkId(id), record.payload?.0.get(VERSION)?.as_i64()?))
+            Some((ChunkId(id), tag_of(record.payload.as_ref()?)?))
         });
-        Ok(versions.collect())
+        tags.collect::<Option<_>>().ok_or_else(|| Fault::Damaged("a point without a readable tag".into()))
+    }
+
+    /// The tags of these points, those that are kept and the others as their payloads say.
+    fn tags(&self, chunks: &[ChunkId]) -> Result<HashMap<ChunkId, Tag>, Fault> {
+        let (mut tags, ticket) = self.tags.of(chunks.iter().copied());
+        let missing: Vec<ChunkId> =
+            chunks.iter().filter(|chunk| !tags.contains_key(chunk)).copied().collect();
+        if !missing.is_empty() {
+            let read = self.read_tags(&missing)?;
+            self.tags.keep(ticket, &read);
+            tags.extend(read);
+        }
+        Ok(tags)
     }
 
     /// The nearest by cosine, best first; equal ones by id.
@@ -193,17 +218,25 @@ impl Shard {
             params,
             limit,
             offset: 0,
-            with_payload: Some(WithPayloadInterface::Bool(true)),
+            with_payload: None,
             with_vector: None,
             score_threshold: None,
         };
         let edge = self.edge()?;
-        let mut hits = guarded(|| edge.search(request))?
-            .into_iter()
-            .map(|point| {
-                from_edge(&point).ok_or_else(|| Fault::Damaged("a point without a readable tag".into()))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let found = guarded(|| edge.search(request))?.into_iter().map(|point| match point.id {
+            PointId::Uuid(id) => Some((ChunkId(id), point.score)),
+            PointId::NumId(_) => None,
+        });
+        let found: Option<Vec<(ChunkId, f32)>> = found.collect();
+        let found = found.ok_or_else(|| Fault::Damaged("a point without a readable id".into()))?;
+        let chunks: Vec<ChunkId> = found.iter().map(|(chunk, _)| *chunk).collect();
+        let tags = self.tags(&chunks)?;
+        // What was deleted since it was found has none.
+        let hit = |(chunk, score)| {
+            let Tag { tenant, namespace, version } = *tags.get(&chunk)?;
+            Some(Hit { tenant, namespace, chunk, version, score })
+        };
+        let mut hits: Vec<Hit> = found.into_iter().filter_map(hit).collect();
         hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk.cmp(&b.chunk)));
         Ok(hits)
     }
@@ -309,16 +342,12 @@ fn to_edge(tag: &Partition, point: &Point) -> Result<qdrant_edge::PointStructPer
     Ok(PointStruct::new(PointId::Uuid(point.chunk.0), vectors, payload).0)
 }
 
-fn from_edge(point: &ScoredPoint) -> Option<Hit> {
-    let PointId::Uuid(chunk) = point.id else { return None };
-    let payload = &point.payload.as_ref()?.0;
-    let id = |field: &str| Uuid::parse_str(payload.get(field)?.as_str()?).ok();
-    Some(Hit {
+fn tag_of(payload: &Payload) -> Option<Tag> {
+    let id = |field: &str| Uuid::parse_str(payload.0.get(field)?.as_str()?).ok();
+    Some(Tag {
         tenant: TenantId(id(TENANT)?),
         namespace: NamespaceId(id(NAMESPACE)?),
-        chunk: ChunkId(chunk),
-        version: payload.get(VERSION)?.as_i64()?,
-        score: point.score,
+        version: payload.0.get(VERSION)?.as_i64()?,
     })
 }
 

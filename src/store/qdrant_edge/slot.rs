@@ -75,6 +75,8 @@ pub(super) struct Slot {
     pub(super) draft: AtomicU64,
     /// When it was last used, in ticks of the index.
     pub(super) used: AtomicU64,
+    /// The same in milliseconds since the index was taken into use.
+    pub(super) used_ms: AtomicU64,
     /// The highest position that a caller could know.
     reached: AtomicI64,
     /// The index went back behind `reached`, and nobody has asked for its position since.
@@ -191,6 +193,7 @@ impl Slot {
             rebuilding: Arc::default(),
             draft: AtomicU64::new(0),
             used: AtomicU64::new(0),
+            used_ms: AtomicU64::new(0),
             reached: AtomicI64::new(0),
             went_back: AtomicBool::new(false),
         }

@@ -77,6 +77,9 @@ restart_after_crash = on
 huge_pages = off
 jit = off
 
+# Soon after a table begins to grow: without statistics it is thought to be nearly empty, and plans are for that.
+autovacuum_naptime = 5s
+
 # The same text and time everywhere.
 timezone = 'UTC'
 log_timezone = 'UTC'
