@@ -5,6 +5,7 @@
 //! **Invariant:** a secret is in the answer to the call that made it, and nowhere else.
 
 mod forms;
+mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use forms::{
     CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewLimits, NewModel, NewOperator,
     NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
 };
+pub use upkeep::{Examination, Examined, IndexKeeper, NamespaceExamined, NewBackup, Rebuilt, Upkeep};
 
 /// The most tenants in one page.
 pub const MAX_TENANTS: i64 = 500;
@@ -68,6 +70,8 @@ pub struct Administration {
     pub ids: Arc<dyn IdSource>,
     /// Limits of tenants for which no others were set.
     pub limits: LimitSettings,
+    /// For comparing and rebuilding.
+    pub upkeep: Upkeep,
 }
 
 impl Administration {

@@ -1,5 +1,6 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
+pub mod backup;
 pub mod bench;
 pub mod eval;
 mod measured;
@@ -9,6 +10,7 @@ mod work;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -22,16 +24,18 @@ pub use settings::{DatabaseSettings, Settings};
 use work::Background;
 pub use work::while_working;
 
-use crate::admin::Administration;
+use crate::admin::{Administration, Upkeep};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::inference::{LanguageModel, Models};
 use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::partitions;
+use crate::jobs::projector::Projector;
 use crate::jobs::stages::Stages;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
+use crate::store::backup::is_unfinished;
 use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
@@ -64,6 +68,8 @@ pub struct Foundation {
     /// The audit log.
     pub audit: Audit,
     limits: LimitSettings,
+    projector: Projector,
+    upkeep: Upkeep,
     postgres: Postgres,
     index: Arc<EdgeIndex>,
     private: Option<PrivateServer>,
@@ -97,6 +103,11 @@ impl Foundation {
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
         let lock = DataLock::acquire(&settings.data_dir)?;
         let data_dir = lock.data_dir().to_owned();
+        anyhow::ensure!(
+            !is_unfinished(&data_dir),
+            "a restore into {} was broken off; run it again with --replace",
+            data_dir.display()
+        );
         let (private, addresses) = database(settings, &data_dir, &lock).await?;
         migrate::migrate(&addresses.owner, model).await.context("the database could not be prepared")?;
         migrate::require_isolation(&addresses.owner)
@@ -150,6 +161,16 @@ impl Foundation {
             Arc::clone(&clock),
             &Sha256::digest(audit_key.expose_secret().as_bytes()).into(),
         );
+        let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
+        let projector = Projector::new(
+            stores.clone(),
+            Arc::clone(&directory),
+            settings.projection.clone(),
+            &settings.node,
+            Arc::clone(&clock),
+        );
+        let margin = Duration::from_secs(settings.orphans.margin_seconds);
+        let upkeep = Upkeep { indexes: Arc::new(projector.clone()), directory, margin };
         Ok(Self {
             clock,
             ids,
@@ -159,6 +180,8 @@ impl Foundation {
             signer: Arc::new(signer),
             audit,
             limits: settings.limits.clone(),
+            projector,
+            upkeep,
             postgres,
             index: Arc::clone(&index),
             private,
@@ -180,6 +203,7 @@ impl Foundation {
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
             limits: self.limits.clone(),
+            upkeep: self.upkeep.clone(),
         }
     }
 
@@ -317,6 +341,7 @@ impl Server {
             started: clock.instant(),
             configuration: configuration(&settings, foundation.private.is_some(), stores),
             wake,
+            upkeep: foundation.upkeep.clone(),
             on_change: kick,
             node: settings.node.clone(),
         };

@@ -1,14 +1,16 @@
 //! What operators' commands ask for, in the two forms in which it can be done: a request to the running server,
 //! and a call of [`crate::admin`].
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::admin::{
-    AdminError, Administration, MAX_TENANTS, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason,
+    AdminError, Administration, Examination, MAX_TENANTS, NewBackup, NewLimits, NewModel, NewOperator,
+    NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 use crate::tenancy::OperatorScope;
@@ -31,9 +33,22 @@ pub(super) enum Action {
     OperatorCreate(NewOperator),
     Reembed(TenantId, NewModel),
     ReembedGet(TenantId, Uuid),
+    Verify(TenantId, Examination),
+    Rebuild(TenantId, Examination),
+    AuditChains,
+    Backup(NewBackup),
 }
 
 impl Action {
+    /// How long the server may take to answer.
+    pub(super) fn patience(&self) -> Duration {
+        match self {
+            // As long as the largest namespace takes.
+            Self::Verify(..) | Self::Rebuild(..) | Self::AuditChains => Duration::from_hours(6),
+            _ => Duration::from_mins(1),
+        }
+    }
+
     /// Method, path and body of the request.
     pub(super) fn request(&self) -> (Method, String, Option<Value>) {
         let tenants = "/admin/tenants";
@@ -72,6 +87,14 @@ impl Action {
                 (Method::POST, format!("{tenants}/{tenant}/reembed"), Some(json!(new)))
             }
             Self::ReembedGet(tenant, job) => (Method::GET, format!("{tenants}/{tenant}/reembed/{job}"), None),
+            Self::Verify(tenant, asked) => {
+                (Method::POST, format!("{tenants}/{tenant}/verify"), Some(json!(asked)))
+            }
+            Self::Rebuild(tenant, asked) => {
+                (Method::POST, format!("{tenants}/{tenant}/rebuild"), Some(json!(asked)))
+            }
+            Self::AuditChains => (Method::GET, "/admin/audit/chains".to_owned(), None),
+            Self::Backup(new) => (Method::POST, "/admin/backups".to_owned(), Some(json!(new))),
         }
     }
 
@@ -105,6 +128,13 @@ impl Action {
             Self::OperatorCreate(new) => value(&admin.operator_create(by, new).await?),
             Self::Reembed(tenant, new) => value(&admin.reembed(by, *tenant, new).await?),
             Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
+            Self::Verify(tenant, asked) => value(&admin.verify(by, *tenant, asked).await?),
+            Self::Rebuild(tenant, asked) => value(&admin.rebuild(by, *tenant, asked).await?),
+            Self::AuditChains => value(&admin.chains(by).await?),
+            Self::Backup(new) => {
+                admin.backup(by, new).await?;
+                Value::Null
+            }
         })
     }
 }

@@ -4,9 +4,10 @@
 //! data folder's lock, start the database themselves and do the same through [`crate::admin`].
 //!
 //! **Invariant:** answers go to standard output, everything else to standard error; a failure ends with 1, a
-//! wrong usage with 2.
+//! wrong usage with 2, a comparison that found what is still wrong with 3.
 
 mod action;
+mod backup;
 mod bench;
 mod config;
 mod desk;
@@ -19,6 +20,7 @@ mod output;
 mod reembed;
 mod tenant;
 mod token;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,6 +72,16 @@ enum Command {
     Operator(operator::Command),
     /// Embed a tenant's namespaces by another model.
     Reembed(reembed::Command),
+    /// Write everything that cannot be made again into one archive.
+    Backup(backup::Backup),
+    /// Make a data folder of an archive.
+    Restore(backup::Restore),
+    /// Make a key that backups are encrypted for.
+    BackupKey(backup::BackupKey),
+    /// Compare what is kept twice, and put it right.
+    Verify(verify::Verify),
+    /// Write vector indexes anew.
+    Rebuild(verify::Rebuild),
     /// Measure a server of its own against its raw parts.
     Bench(bench::Bench),
     /// Measure how well a server retrieves.
@@ -99,7 +111,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bulkhead: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<verify::FaultsRemain>() {
+                Some(_) => ExitCode::from(verify::FaultsRemain::CODE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -108,6 +123,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     let answer = match command {
         Command::Serve => return block_on(app::run(global.settings()?)),
+        Command::Verify(verify) => return block_on(verify.run(&global)),
         Command::Bench(bench) => return block_on(bench.run(&global)),
         Command::Eval(command) => return block_on(command.run(&global)),
         Command::Config(command) => return command.run(&global),
@@ -118,6 +134,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Token(command) => block_on(command.run(&global))?,
         Command::Operator(command) => block_on(command.run(&global))?,
         Command::Reembed(command) => block_on(command.run(&global))?,
+        Command::Rebuild(command) => block_on(command.run(&global))?,
+        Command::Backup(command) => block_on(command.run(&global))?,
+        Command::Restore(command) => block_on(command.run(&global))?,
+        Command::BackupKey(command) => command.run()?,
     };
     output::print(&answer.render(global.json)?)
 }
@@ -155,6 +175,16 @@ mod tests {
             "bulkhead token --tenant t --role reader",
             "bulkhead reembed --tenant t --namespace n --model hashing --json",
             "bulkhead reembed --tenant t --all --model hashing --reason r",
+            "bulkhead verify",
+            "bulkhead backup --to DIR --recipient age1x --recipient age1y --keep 7 --keep-days 30 --json",
+            "bulkhead backup --to s3://bucket/prefix --passphrase-file FILE",
+            "bulkhead backup --to DIR --unencrypted",
+            "bulkhead backup-key FILE",
+            "bulkhead restore --from DIR --archive NAME --identity FILE --replace",
+            "bulkhead restore --from DIR --check",
+            "bulkhead verify --tenant t --namespace n --repair --json",
+            "bulkhead rebuild --all",
+            "bulkhead rebuild --tenant t --namespace n",
             "bulkhead config --check",
             "bulkhead serve",
             "bulkhead completions fish",
@@ -176,6 +206,12 @@ mod tests {
             "bulkhead eval retrieval DIR --url http://127.0.0.1:9621",
             "bulkhead bench --only nothing",
             "bulkhead tenant delete --tenant t --reason r",
+            "bulkhead backup",
+            "bulkhead backup --to DIR --recipient age1x --unencrypted",
+            "bulkhead restore --from DIR --check --replace",
+            "bulkhead verify --namespace n",
+            "bulkhead rebuild",
+            "bulkhead rebuild --all --tenant t",
             "bulkhead reembed --tenant t --model hashing",
             "bulkhead reembed --tenant t --all --namespace n --model hashing",
             "bulkhead key create --tenant t --name a --reason r",

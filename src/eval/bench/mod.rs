@@ -8,6 +8,7 @@ mod free;
 mod ingestion;
 mod load;
 mod machine;
+mod recovery;
 mod tenants;
 
 use std::path::Path;
@@ -18,6 +19,8 @@ use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+
+pub use recovery::Recovery;
 
 use super::client::{Client, ClientError};
 use super::figures::{Row, lines, progress};
@@ -48,11 +51,13 @@ pub enum Part {
     FreeClients,
     /// Many tenants.
     Tenants,
+    /// A backup, and a restore until the first answer.
+    Recovery,
 }
 
 impl Part {
     /// Every part, in the order in which they are measured.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ingestion,
         Self::Question,
         Self::Clients,
@@ -61,6 +66,7 @@ impl Part {
         Self::Free,
         Self::FreeClients,
         Self::Tenants,
+        Self::Recovery,
     ];
 
     /// Its name on the command line.
@@ -75,13 +81,14 @@ impl Part {
             Self::Free => "free",
             Self::FreeClients => "free-clients",
             Self::Tenants => "tenants",
+            Self::Recovery => "recovery",
         }
     }
 
     /// Whether it is measured with the embedding model; else with one that costs nothing.
     #[must_use]
     pub const fn wants_model(self) -> bool {
-        !matches!(self, Self::Free | Self::FreeClients | Self::Tenants)
+        !matches!(self, Self::Free | Self::FreeClients | Self::Tenants | Self::Recovery)
     }
 }
 
@@ -149,6 +156,9 @@ pub trait Deployment: Send + Sync {
 
     /// A tenant's data, past the API.
     async fn reader(&self, tenant: TenantId) -> Result<TenantReader, BenchError>;
+
+    /// Takes a backup, makes a data folder of it, starts a server over that and asks as the holder of a key.
+    async fn recover(&self, key: SecretString, question: &str) -> Result<Recovery, BenchError>;
 
     /// Seconds that ingestion has spent in each stage since the start, over all workers.
     fn stages(&self) -> Vec<(&'static str, f64)>;
@@ -231,6 +241,7 @@ pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec
             Part::Free => bench.free().await?,
             Part::FreeClients => bench.free_clients().await?,
             Part::Tenants => bench.tenants().await?,
+            Part::Recovery => bench.recovery().await?,
         };
         // Told at once: what comes later may be interrupted.
         eprint!("{}", lines(&made));

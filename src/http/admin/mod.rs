@@ -6,6 +6,7 @@ mod keys;
 mod limits;
 mod models;
 mod tenants;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -25,14 +26,17 @@ pub(super) use tenants::{
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
     tenant_suspend,
 };
+pub(super) use upkeep::{
+    __path_backup, __path_chains, __path_rebuild, __path_verify, backup, chains, rebuild, verify,
+};
 
 use super::extract::{Extraction, behind_gate, path_part};
 use super::json::{Check, Faults};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
-    AdminError, Administration, Faults as _, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason,
+    AdminError, Administration, Examination, Faults as _, NewBackup, NewLimits, NewModel, NewOperator,
+    NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -48,7 +52,7 @@ macro_rules! checked {
     )*};
 }
 
-checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel);
+checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel, Examination, NewBackup);
 
 impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
@@ -83,6 +87,7 @@ impl App {
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
             limits: self.quotas.clone(),
+            upkeep: self.upkeep.clone(),
         }
     }
 }
@@ -129,5 +134,9 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)))
         .service(web::resource("/admin/tenants/{id}/reembed").route(web::post().to(reembed_create)))
         .service(web::resource("/admin/tenants/{id}/reembed/{job_id}").route(web::get().to(reembed_get)))
+        .service(web::resource("/admin/tenants/{id}/verify").route(web::post().to(verify)))
+        .service(web::resource("/admin/tenants/{id}/rebuild").route(web::post().to(rebuild)))
+        .service(web::resource("/admin/audit/chains").route(web::get().to(chains)))
+        .service(web::resource("/admin/backups").route(web::post().to(backup)))
         .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }

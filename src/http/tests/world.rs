@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
+use crate::admin::{IndexKeeper, Upkeep};
 use crate::domain::Seq;
 use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainReport};
 use crate::domain::clock::{Clock, SystemClock};
@@ -21,10 +22,11 @@ use crate::http::{App, HttpSettings, Meters};
 use crate::inference::{Embedder, EmbeddingSettings};
 use crate::retrieval::Engine;
 use crate::store::memory::MemoryRateLimiter;
+use crate::store::postgres::examine::IndexExamined;
 use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
 use crate::store::uploads::Uploads;
-use crate::store::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
-use crate::store::{Audit, AuditLog, AuditSettings, ErrorKind, Partition, StoreError, Stores};
+use crate::store::vector::{Entries, Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
+use crate::store::{Audit, AuditLog, AuditSettings, Corpus, ErrorKind, Partition, StoreError, Stores};
 use crate::tenancy::{
     ApiKey, AuthSettings, Authenticator, Directory, DirectoryError, KeyKind, KeyPepper, KeyRecord,
     LimitSettings, OperatorRecord, Role, TenantRecord, TenantState, TokenSigner,
@@ -131,6 +133,14 @@ impl VectorIndex for NoIndex {
     async fn position(&self, _at: &Partition) -> Result<Option<Position>, StoreError> {
         Ok(None)
     }
+    async fn entries(
+        &self,
+        _at: &Partition,
+        _from: Option<ChunkId>,
+        _limit: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        Ok(None)
+    }
     async fn apply(
         &self,
         _at: &Partition,
@@ -157,6 +167,16 @@ impl VectorIndex for NoIndex {
     }
     async fn remove(&self, _at: &Partition) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+#[async_trait]
+impl IndexKeeper for NoIndex {
+    async fn examine(&self, _corpus: &Corpus, _repair: bool) -> Result<IndexExamined, StoreError> {
+        Err(absent())
+    }
+    async fn rebuild(&self, _corpus: &Corpus) -> Result<Seq, StoreError> {
+        Err(absent())
     }
 }
 
@@ -195,11 +215,11 @@ impl World {
         let (admin, admin_record) = tenant(Role::TenantAdmin);
         let operator = ApiKey::generate(KeyKind::Operator, ids.as_ref());
         let away = Arc::new(AtomicBool::new(false));
-        let directory = OneTenant {
+        let directory: Arc<dyn Directory> = Arc::new(OneTenant {
             keys: vec![reader_record, writer_record, admin_record],
             operator: (operator.id().to_owned(), operator.digest(&pepper())),
             away: Arc::clone(&away),
-        };
+        });
         let auth = AuthSettings::default();
         let signer = TokenSigner::load_or_create(
             &folder.path().join("key"),
@@ -209,7 +229,7 @@ impl World {
         )
         .expect("a signer");
         let authenticator =
-            Authenticator::new(Arc::new(directory), &auth, Arc::clone(&clock), pepper(), Some(&signer))
+            Authenticator::new(Arc::clone(&directory), &auth, Arc::clone(&clock), pepper(), Some(&signer))
                 .expect("an authenticator");
         let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
         let addresses = RoleAddresses {
@@ -258,6 +278,7 @@ impl World {
             started: Instant::now(),
             configuration: serde_json::json!({}),
             wake: Arc::default(),
+            upkeep: Upkeep { indexes: Arc::new(NoIndex), directory, margin: Duration::ZERO },
             on_change: Arc::new(|_| ()),
         };
         Self {
