@@ -6,6 +6,7 @@
 
 mod forms;
 mod top;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use forms::{
     CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewLimits, NewModel, NewOperator,
     NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
 };
+pub use upkeep::{Examination, Examined, IndexKeeper, NamespaceExamined, NewBackup, Rebuilt, Upkeep};
 
 pub(crate) use top::compare;
 pub use top::{Comparison, Resource, TenantMetrics};
@@ -77,6 +79,8 @@ pub struct Administration {
     pub ids: Arc<dyn IdSource>,
     /// Limits of tenants for which no others were set.
     pub limits: LimitSettings,
+    /// For comparing and rebuilding.
+    pub upkeep: Upkeep,
 }
 
 impl Administration {
@@ -414,8 +418,8 @@ impl Administration {
     ///
     /// # Errors
     /// [`AdminError`].
-    pub async fn examine(&self, by: &OperatorScope) -> Result<Report, AdminError> {
-        let mut report = Box::pin(self.stores.examine(by)).await;
+    pub async fn diagnose(&self, by: &OperatorScope) -> Result<Report, AdminError> {
+        let mut report = Box::pin(self.stores.diagnose(by)).await;
         report.findings.extend(lost_events(self.audit.counts().lost));
         self.record(by, None, "doctor.examine", "", []).await?;
         Ok(report)

@@ -1,5 +1,6 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
+pub mod backup;
 pub mod bench;
 mod clock;
 pub mod doctor;
@@ -28,16 +29,18 @@ pub use settings::{DatabaseSettings, Settings};
 use work::Background;
 pub use work::while_working;
 
-use crate::admin::Administration;
+use crate::admin::{Administration, Upkeep};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::inference::{LanguageModel, Models};
 use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::partitions;
+use crate::jobs::projector::Projector;
 use crate::jobs::stages::Stages;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
+use crate::store::backup::is_unfinished;
 use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
@@ -71,6 +74,8 @@ pub struct Foundation {
     /// The audit log.
     pub audit: Audit,
     limits: LimitSettings,
+    projector: Projector,
+    upkeep: Upkeep,
     postgres: Postgres,
     index: Arc<EdgeIndex>,
     private: Option<PrivateServer>,
@@ -104,6 +109,11 @@ impl Foundation {
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds(SystemClock));
         let lock = DataLock::acquire(&settings.data_dir)?;
         let data_dir = lock.data_dir().to_owned();
+        anyhow::ensure!(
+            !is_unfinished(&data_dir),
+            "a restore into {} was broken off; run it again with --replace",
+            data_dir.display()
+        );
         let (private, addresses) = database(settings, &data_dir, &lock).await?;
         migrate::migrate(&addresses.owner, model).await.context("the database could not be prepared")?;
         migrate::require_isolation(&addresses.owner)
@@ -157,6 +167,16 @@ impl Foundation {
             Arc::clone(&clock),
             &Sha256::digest(audit_key.expose_secret().as_bytes()).into(),
         );
+        let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
+        let projector = Projector::new(
+            stores.clone(),
+            Arc::clone(&directory),
+            settings.projection.clone(),
+            &settings.node,
+            Arc::clone(&clock),
+        );
+        let margin = Duration::from_secs(settings.orphans.margin_seconds);
+        let upkeep = Upkeep { indexes: Arc::new(projector.clone()), directory, margin };
         Ok(Self {
             clock,
             ids,
@@ -166,6 +186,8 @@ impl Foundation {
             signer: Arc::new(signer),
             audit,
             limits: settings.limits.clone(),
+            projector,
+            upkeep,
             postgres,
             index: Arc::clone(&index),
             private,
@@ -187,6 +209,7 @@ impl Foundation {
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
             limits: self.limits.clone(),
+            upkeep: self.upkeep.clone(),
         }
     }
 
@@ -363,6 +386,7 @@ impl Server {
             started: clock.instant(),
             configuration: configuration(&settings, foundation.private.is_some(), stores),
             wake,
+            upkeep: foundation.upkeep.clone(),
             on_change: kick,
             node: settings.node.clone(),
             metrics,

@@ -262,7 +262,7 @@ impl Faults for NewLimits {
     }
 }
 
-fn fault(field: &'static str, rule: impl Into<String>) -> Fault {
+pub(super) fn fault(field: &'static str, rule: impl Into<String>) -> Fault {
     Fault { field, rule: rule.into() }
 }
 
@@ -272,7 +272,7 @@ fn words(field: &'static str, words: &str) -> impl Iterator<Item = Fault> + use<
     wrong.then(|| fault(field, format!("1 to {MAX_WORDS} characters without control characters"))).into_iter()
 }
 
-fn reason(reason: &str) -> impl Iterator<Item = Fault> + use<> {
+pub(super) fn reason(reason: &str) -> impl Iterator<Item = Fault> + use<> {
     let wrong = !(MIN_REASON..=MAX_CHARACTERS).contains(&reason.trim().chars().count());
     wrong.then(|| fault("reason", format!("{MIN_REASON} to {MAX_CHARACTERS} characters"))).into_iter()
 }

@@ -11,7 +11,7 @@ use super::Settings;
 use super::measured::{Measured, machine, unless_interrupted};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::TenantId;
-use crate::eval::bench::{BenchError, Deployment, Plan, Subject, documents_below, run};
+use crate::eval::bench::{BenchError, Deployment, Plan, Recovery, Subject, documents_below, run};
 use crate::eval::figures::{Row, table};
 use crate::inference::Embedder;
 use crate::pipeline::chunk::{ChunkSettings, Chunker};
@@ -37,6 +37,10 @@ impl Deployment for Measured {
 
     async fn row_security(&self, on: bool) -> Result<bool, BenchError> {
         Self::row_security(self, on).await.map_err(failed)
+    }
+
+    async fn recover(&self, key: SecretString, question: &str) -> Result<Recovery, BenchError> {
+        Self::recover(self, key, question).await.map_err(failed)
     }
 
     fn stages(&self) -> Vec<(&'static str, f64)> {

@@ -10,10 +10,14 @@ use anyhow::Context;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use super::backup::{BackupOrder, RestoreOrder, backup, restore};
 use super::{Server, Settings};
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
+use crate::eval::bench::Recovery;
+use crate::eval::client::Client;
 use crate::store::TenantReader;
+use crate::store::backup::{Keep, Key, Seal, Tally};
 use crate::tenancy::reauthorise;
 
 /// Requests of one tenant in a second, and at once, while it is measured.
@@ -115,6 +119,17 @@ impl Measured {
         Ok(false)
     }
 
+    /// Takes a backup of this server, makes a data folder of it beside it, and starts a server over that, until it
+    /// has answered the holder of a key.
+    pub(super) async fn recover(&self, key: SecretString, question: &str) -> anyhow::Result<Recovery> {
+        let (settings, folder, clock) = (self.settings.clone(), self.folders[0].clone(), self.clock());
+        let question = json!({"query": question});
+        // A server is built where it is, and not handed from thread to thread.
+        let threads = tokio::runtime::Handle::current();
+        let work = move || threads.block_on(recover(settings, &folder, clock.as_ref(), key, &question));
+        tokio::task::spawn_blocking(work).await?
+    }
+
     /// Seconds that ingestion has spent in each stage, over all workers.
     pub(super) fn stages(&self) -> Vec<(&'static str, f64)> {
         let times = self.server.stages.read();
@@ -167,4 +182,39 @@ pub(super) fn peak_memory_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? / 1024)
+}
+
+async fn recover(
+    mut settings: Settings,
+    folder: &Path,
+    clock: &dyn Clock,
+    key: SecretString,
+    question: &Value,
+) -> anyhow::Result<Recovery> {
+    let passphrase: SecretString = "measured".into();
+    let place = folder.join("archives").to_str().context("a path of text")?.to_owned();
+    let begun = clock.instant();
+    let seal = Seal::Passphrase(passphrase.clone());
+    let order = BackupOrder { to: place.clone(), seal, keep: Keep::default() };
+    let done = backup(&settings, order, Tally::default()).await?;
+    let taken = clock.instant();
+    settings.data_dir = folder.join("restored");
+    let key_of_archive = Some(Key::Passphrase(passphrase));
+    let order =
+        RestoreOrder { from: place, archive: None, key: key_of_archive, replace: false, check: false };
+    restore(&settings, order, Tally::default()).await?;
+    let restored = clock.instant();
+    let server = Server::build(settings).await?;
+    let client = Client::new(&format!("http://{}", server.address()), key, "default");
+    let answer = client.post("/query/data", question).await?;
+    let answered = clock.instant();
+    server.stop().await?;
+    let chunks = answer["data"]["chunks"].as_array().map_or(0, Vec::len);
+    anyhow::ensure!(chunks > 0, "what was restored does not answer");
+    Ok(Recovery {
+        backup: taken - begun,
+        restore: restored - taken,
+        start: answered - restored,
+        bytes: done.taken.archive.bytes,
+    })
 }

@@ -34,13 +34,7 @@ impl Background {
     pub(super) fn new(settings: &Settings, foundation: &Foundation, models: &Models) -> anyhow::Result<Self> {
         let Foundation { clock, ids, stores, .. } = foundation;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
-        let projector = Projector::new(
-            stores.clone(),
-            Arc::clone(&directory),
-            settings.projection.clone(),
-            &settings.node,
-            Arc::clone(clock),
-        );
+        let projector = foundation.projector.clone();
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
         let parser = Parser::new(program, settings.parse, settings.ingestion.parsers());

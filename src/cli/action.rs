@@ -2,6 +2,7 @@
 //! and a call of [`crate::admin`].
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde::Serialize;
@@ -9,8 +10,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::admin::{
-    AdminError, Administration, MAX_TENANTS, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason, Resource,
+    AdminError, Administration, Examination, MAX_TENANTS, NewBackup, NewLimits, NewModel, NewOperator,
+    NewTenant, NewTenantKey, NewToken, Reason, Resource,
 };
 use crate::domain::ids::TenantId;
 use crate::tenancy::OperatorScope;
@@ -34,10 +35,23 @@ pub(super) enum Action {
     OperatorCreate(NewOperator),
     Reembed(TenantId, NewModel),
     ReembedGet(TenantId, Uuid),
-    Examine,
+    Diagnose,
+    Verify(TenantId, Examination),
+    Rebuild(TenantId, Examination),
+    AuditChains,
+    Backup(NewBackup),
 }
 
 impl Action {
+    /// How long the server may take to answer.
+    pub(super) fn patience(&self) -> Duration {
+        match self {
+            // As long as the largest namespace takes.
+            Self::Verify(..) | Self::Rebuild(..) | Self::AuditChains => Duration::from_hours(6),
+            _ => Duration::from_mins(1),
+        }
+    }
+
     /// Method, path and body of the request.
     pub(super) fn request(&self) -> (Method, String, Option<Value>) {
         let tenants = "/admin/tenants";
@@ -78,8 +92,16 @@ impl Action {
             Self::Reembed(tenant, new) => {
                 (Method::POST, format!("{tenants}/{tenant}/reembed"), Some(json!(new)))
             }
-            Self::Examine => (Method::GET, "/admin/doctor".to_owned(), None),
+            Self::Diagnose => (Method::GET, "/admin/doctor".to_owned(), None),
             Self::ReembedGet(tenant, job) => (Method::GET, format!("{tenants}/{tenant}/reembed/{job}"), None),
+            Self::Verify(tenant, asked) => {
+                (Method::POST, format!("{tenants}/{tenant}/verify"), Some(json!(asked)))
+            }
+            Self::Rebuild(tenant, asked) => {
+                (Method::POST, format!("{tenants}/{tenant}/rebuild"), Some(json!(asked)))
+            }
+            Self::AuditChains => (Method::GET, "/admin/audit/chains".to_owned(), None),
+            Self::Backup(new) => (Method::POST, "/admin/backups".to_owned(), Some(json!(new))),
         }
     }
 
@@ -116,8 +138,15 @@ impl Action {
             Self::TokenCreate(tenant, new) => value(&admin.token_create(by, *tenant, new).await?),
             Self::OperatorCreate(new) => value(&admin.operator_create(by, new).await?),
             Self::Reembed(tenant, new) => value(&admin.reembed(by, *tenant, new).await?),
-            Self::Examine => value(&admin.examine(by).await?),
+            Self::Diagnose => value(&admin.diagnose(by).await?),
             Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
+            Self::Verify(tenant, asked) => value(&admin.verify(by, *tenant, asked).await?),
+            Self::Rebuild(tenant, asked) => value(&admin.rebuild(by, *tenant, asked).await?),
+            Self::AuditChains => value(&admin.chains(by).await?),
+            Self::Backup(new) => {
+                admin.backup(by, new).await?;
+                Value::Null
+            }
         })
     }
 }

@@ -14,7 +14,8 @@ pub(super) struct Bench {
     /// As large as the targets say, however long that takes.
     #[arg(long)]
     full: bool,
-    /// These parts alone: ingestion, question, clients, delete, neighbour, free, free-clients, row-security, tenants.
+    /// These parts alone: ingestion, question, clients, delete, neighbour, free, free-clients, row-security, tenants,
+    /// recovery.
     #[arg(long, value_name = "PART", value_parser = part)]
     only: Vec<Part>,
     /// Where the figures go.

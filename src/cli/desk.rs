@@ -5,7 +5,6 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
@@ -21,9 +20,6 @@ use crate::domain::ids::TenantId;
 use crate::inference::Embedder;
 use crate::store::postgres::server::LockError;
 use crate::tenancy::{OperatorScope, PresentedCredentials};
-
-/// How long the server may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 
 /// A way to have an operator's actions done. To be closed.
 pub(super) enum Desk {
@@ -59,7 +55,7 @@ impl Desk {
     fn over(socket: PathBuf, file: &Path) -> anyhow::Result<Self> {
         // A second call in one process changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().unix_socket(socket).timeout(ANSWER_WITHIN).build()?;
+        let client = reqwest::Client::builder().unix_socket(socket).build()?;
         Ok(Self::Server { client, credential: credential(file)? })
     }
 
@@ -67,7 +63,7 @@ impl Desk {
         let _waiting = output::waiting("no server runs: opening the stores");
         let embedding = settings.embedding.clone();
         let model = tokio::task::spawn_blocking(move || Embedder::identify(&embedding)).await??;
-        let foundation = Foundation::open(settings, &model).await.map_err(|error| {
+        let foundation = Box::pin(Foundation::open(settings, &model)).await.map_err(|error| {
             if matches!(error.downcast_ref(), Some(LockError::LockedBy { .. })) {
                 let silent =
                     format!("it does not answer on {}; is it starting or stopping?", socket.display());
@@ -108,7 +104,8 @@ impl Desk {
                 let (method, path, body) = action.request();
                 let mut request = client
                     .request(method, format!("http://localhost{path}"))
-                    .bearer_auth(credential.expose_secret());
+                    .bearer_auth(credential.expose_secret())
+                    .timeout(action.patience());
                 if let Some(body) = body {
                     request = request.json(&body);
                 }
@@ -128,7 +125,7 @@ impl Desk {
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
         match self {
-            Self::Own(own) => while_working(&own.foundation, settings, work).await,
+            Self::Own(own) => Box::pin(while_working(&own.foundation, settings, work)).await,
             Self::Server { .. } => work.await,
         }
     }

@@ -69,7 +69,7 @@ async fn examine(global: &Global, settings: &Settings) -> Report {
 /// What the running server tells.
 async fn served(global: &Global, settings: &Settings) -> anyhow::Result<Report> {
     let desk = Desk::open(global, settings).await?;
-    let answer = desk.ask(&Action::Examine).await;
+    let answer = desk.ask(&Action::Diagnose).await;
     desk.close().await?;
     serde_json::from_value(answer?).context("the server's answer cannot be read; is it of another version?")
 }

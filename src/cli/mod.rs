@@ -4,9 +4,11 @@
 //! data folder's lock, start the database themselves and do the same through [`crate::admin`].
 //!
 //! **Invariant:** answers go to standard output, everything else to standard error; a failure ends with 1, a
-//! wrong usage with 2. `doctor` ends with what it found: 1 for warnings, 2 for errors.
+//! wrong usage with 2, a comparison that found what is still wrong with 3. `doctor` ends with what it found: 1 for
+//! warnings, 2 for errors.
 
 mod action;
+mod backup;
 mod bench;
 mod config;
 mod desk;
@@ -21,6 +23,7 @@ mod reembed;
 mod tenant;
 mod token;
 mod top;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +75,16 @@ enum Command {
     Operator(operator::Command),
     /// Embed a tenant's namespaces by another model.
     Reembed(reembed::Command),
+    /// Write everything that cannot be made again into one archive.
+    Backup(backup::Backup),
+    /// Make a data folder of an archive.
+    Restore(backup::Restore),
+    /// Make a key that backups are encrypted for.
+    BackupKey(backup::BackupKey),
+    /// Compare what is kept twice, and put it right.
+    Verify(verify::Verify),
+    /// Write vector indexes anew.
+    Rebuild(verify::Rebuild),
     /// Measure a server of its own against its raw parts.
     Bench(bench::Bench),
     /// Measure how well a server retrieves.
@@ -103,7 +116,10 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bulkhead: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<verify::FaultsRemain>() {
+                Some(_) => ExitCode::from(verify::FaultsRemain::CODE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -114,6 +130,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let answer = match command {
         Command::Doctor(doctor) => return block_on(doctor.run(&global)),
         Command::Serve => return done(block_on(app::run(global.settings()?))),
+        Command::Verify(verify) => return done(block_on(verify.run(&global))),
         Command::Bench(bench) => return done(block_on(bench.run(&global))),
         Command::Eval(command) => return done(block_on(command.run(&global))),
         Command::Config(command) => return done(command.run(&global)),
@@ -124,6 +141,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Token(command) => block_on(command.run(&global))?,
         Command::Operator(command) => block_on(command.run(&global))?,
         Command::Reembed(command) => block_on(command.run(&global))?,
+        Command::Rebuild(command) => block_on(command.run(&global))?,
+        Command::Backup(command) => block_on(command.run(&global))?,
+        Command::Restore(command) => block_on(command.run(&global))?,
+        Command::BackupKey(command) => command.run()?,
     };
     done(output::print(&answer.render(global.json)?))
 }
@@ -162,6 +183,16 @@ mod tests {
             "bulkhead token --tenant t --role reader",
             "bulkhead reembed --tenant t --namespace n --model hashing --json",
             "bulkhead reembed --tenant t --all --model hashing --reason r",
+            "bulkhead verify",
+            "bulkhead backup --to DIR --recipient age1x --recipient age1y --keep 7 --keep-days 30 --json",
+            "bulkhead backup --to s3://bucket/prefix --passphrase-file FILE",
+            "bulkhead backup --to DIR --unencrypted",
+            "bulkhead backup-key FILE",
+            "bulkhead restore --from DIR --archive NAME --identity FILE --replace",
+            "bulkhead restore --from DIR --check",
+            "bulkhead verify --tenant t --namespace n --repair --json",
+            "bulkhead rebuild --all",
+            "bulkhead rebuild --tenant t --namespace n",
             "bulkhead config --check",
             "bulkhead doctor --json",
             "bulkhead serve",
@@ -185,6 +216,12 @@ mod tests {
             "bulkhead eval retrieval DIR --url http://127.0.0.1:9621",
             "bulkhead bench --only nothing",
             "bulkhead tenant delete --tenant t --reason r",
+            "bulkhead backup",
+            "bulkhead backup --to DIR --recipient age1x --unencrypted",
+            "bulkhead restore --from DIR --check --replace",
+            "bulkhead verify --namespace n",
+            "bulkhead rebuild",
+            "bulkhead rebuild --all --tenant t",
             "bulkhead reembed --tenant t --model hashing",
             "bulkhead reembed --tenant t --all --namespace n --model hashing",
             "bulkhead key create --tenant t --name a --reason r",

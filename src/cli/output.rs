@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressFinish};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use serde_json::Value;
 
 /// What a command answers.
@@ -25,6 +25,32 @@ pub(super) fn waiting(words: &'static str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(words).with_finish(ProgressFinish::AndClear);
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
+}
+
+/// What is over sooner needs no bar.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// A bar on a terminal, of what lasts longer than a second. Gone when it is dropped.
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    /// A bar of so many steps.
+    pub(super) fn new(steps: usize, unit: &'static str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::hidden());
+        // The template is fixed and valid; the library's own stands in for it.
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}, {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(unit);
+        Self(bar.with_finish(ProgressFinish::AndClear))
+    }
+
+    /// One step is done.
+    pub(super) fn step(&self) {
+        if self.0.is_hidden() && self.0.elapsed() >= QUIET {
+            self.0.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.0.inc(1);
+    }
 }
 
 /// Prints a line or several. A reader who went away is no failure.

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::settings::HttpSettings;
 use super::turns::{Turn, Turns};
+use crate::admin::Upkeep;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, TenantId};
 use crate::inference::{Embedder, LanguageModel};
@@ -60,6 +61,8 @@ pub struct App {
     pub wake: Arc<Notify>,
     /// Told when a corpus changed, so that its projections follow at once.
     pub on_change: Arc<dyn Fn(&Corpus) + Send + Sync>,
+    /// What operators compare and rebuild with.
+    pub upkeep: Upkeep,
     /// What is counted here, over all requests.
     pub meters: Meters,
     /// What is counted here for Prometheus.

@@ -24,9 +24,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::IndexKeeper;
 use crate::domain::Seq;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{NamespaceId, TenantId};
+use crate::store::postgres::examine::IndexExamined;
 use crate::store::{Corpus, ErrorKind, StoreError, Stores};
 use crate::tenancy::Directory;
 use lane::Lane;
@@ -199,11 +201,30 @@ impl Projector {
             }
             result
         });
-        run.await.unwrap_or_else(|error| {
-            let words = "a projection was given up";
-            let told = StoreError::new(ErrorKind::Internal, "projector", "partition.project", words);
-            Err(told.with_source(error))
-        })
+        run.await.unwrap_or_else(given_up)
+    }
+
+    /// Compares the namespace's index with its rows, once it is up to date with everything committed before the
+    /// call; with `repair`, writes it anew when they differ, and compares again. Questions go on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Projector::project`].
+    pub async fn examine(&self, corpus: &Corpus, repair: bool) -> Result<IndexExamined, StoreError> {
+        let (inner, corpus) = (Arc::clone(&self.inner), corpus.clone());
+        self.inner
+            .tasks
+            .spawn(async move { inner.examine(&corpus, repair).await })
+            .await
+            .unwrap_or_else(given_up)
+    }
+
+    /// Writes the namespace's index anew, and returns how far it has come. Questions go on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Projector::project`].
+    pub async fn rebuild(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
+        let (inner, corpus) = (Arc::clone(&self.inner), corpus.clone());
+        self.inner.tasks.spawn(async move { inner.renew(&corpus).await }).await.unwrap_or_else(given_up)
     }
 
     /// Has the namespace's index brought up to date soon. Returns at once; kicks that wait are one.
@@ -261,6 +282,23 @@ impl Projector {
         inner.tasks.close();
         inner.tasks.wait().await;
         self.flush().await;
+    }
+}
+
+/// The error of a task that ended before its work did.
+fn given_up<T>(error: tokio::task::JoinError) -> Result<T, StoreError> {
+    let words = "a projection was given up";
+    Err(StoreError::new(ErrorKind::Internal, "projector", "partition.project", words).with_source(error))
+}
+
+#[async_trait::async_trait]
+impl IndexKeeper for Projector {
+    async fn examine(&self, corpus: &Corpus, repair: bool) -> Result<IndexExamined, StoreError> {
+        Self::examine(self, corpus, repair).await
+    }
+
+    async fn rebuild(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
+        Self::rebuild(self, corpus).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! **Invariant:** indexes hold ids, never text.
 
 pub mod audit;
+pub mod backup;
 pub mod error;
 pub mod handles;
 pub mod memory;

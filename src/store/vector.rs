@@ -66,6 +66,28 @@ pub struct Found {
     pub applied: Seq,
 }
 
+/// A point as the index tags it, without its vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The tenant that it was written for.
+    pub tenant: TenantId,
+    /// The namespace that it was written for.
+    pub namespace: NamespaceId,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The version of its document.
+    pub version: i64,
+}
+
+/// A page of what an index holds, ordered by chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Entries {
+    /// The points.
+    pub list: Vec<Entry>,
+    /// Where the next page begins; `None`: this is the last.
+    pub next: Option<ChunkId>,
+}
+
 /// How far an index has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -104,6 +126,18 @@ pub trait VectorIndex: Send + Sync {
     /// # Errors
     /// As [`VectorIndex::search`].
     async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError>;
+
+    /// A page of everything that the index holds, whoever it was written for, from this chunk on; `None` when there
+    /// is no index. Pages fit together as long as nothing is applied between them.
+    ///
+    /// # Errors
+    /// As [`VectorIndex::search`].
+    async fn entries(
+        &self,
+        partition: &Partition,
+        from: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Option<Entries>, StoreError>;
 
     /// Adds, replaces and removes points; a chunk that is in both ends up removed. Afterwards everything
     /// through `through` is applied. Creates the index when there is none; the first point settles its

@@ -36,6 +36,6 @@ pub use limits::LimitSettings;
 pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
 pub use refusal::{Refusal, RefusalFacts, RefusalKind};
-pub use scope::{Principal, Role, TenantScope, authorise_purge, reauthorise};
+pub use scope::{Principal, Role, TenantScope, authorise_purge, authorise_upkeep, reauthorise};
 pub use settings::{AuthSettings, IssuerProfile};
 pub use token_signer::{MintError, MintedToken, TokenSigner};

@@ -169,6 +169,22 @@ pub async fn reauthorise(
     }))
 }
 
+/// The authority to compare what is kept of a tenant, and to put it right. Suspended ones are kept, too; `None` for
+/// one that is deleted or was never there.
+///
+/// # Errors
+/// [`DirectoryError`] when the directory cannot be asked.
+pub async fn authorise_upkeep(
+    directory: &dyn Directory,
+    tenant: TenantId,
+) -> Result<Option<Permit<super::permit::Write>>, DirectoryError> {
+    let record = directory.tenant(tenant).await?.filter(|record| record.state != TenantState::Deleted);
+    Ok(record.map(|record| {
+        let principal = Principal::new("job", "upkeep");
+        Permit::new(TenantScope::verified(&record, principal, &[Role::Writer], None))
+    }))
+}
+
 /// The authority to delete what a deleted tenant left. `None` while the tenant is not deleted.
 ///
 /// # Errors

@@ -63,7 +63,14 @@ type Exceptions = &'static [(&'static str, &'static str)];
 
 /// Libraries that only one part speaks with: prefix of a path, the part, exceptions with their reason.
 const OWNERS: &[(&str, &str, Exceptions)] = &[
-    ("sqlx::", "store/", &[("app.rs", "parses the administrator's address, holds no connection")]),
+    (
+        "sqlx::",
+        "store/",
+        &[
+            ("app.rs", "parses the administrator's address, holds no connection"),
+            ("app/backup.rs", "parses the administrator's address, holds no connection"),
+        ],
+    ),
     ("qdrant_edge::", "store/qdrant_edge/", &[]),
     ("object_store::", "store/", &[]),
     ("fastembed::", "inference/", &[]),

@@ -146,7 +146,8 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "get /api/ps"
         | "get /admin/top"
         | "get /admin/doctor"
-        | "get /admin/tenants" => vec![get(path).changing()],
+        | "get /admin/tenants"
+        | "get /admin/audit/chains" => vec![get(path).changing()],
         "post /documents/text" => {
             vec![with(path, json!({"text": "A memo about the tide."})).changing()]
         }
@@ -213,6 +214,7 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
             vec![with(path, json!({"model": ids.namespace, "prompt": question})).changing()]
         }
         "post /admin/tenants" => vec![with(path, json!({"name": "Mallory", "reason": "a test"}))],
+        "post /admin/backups" => vec![with(path, reason())],
         "post /admin/operators" => vec![with(path, json!({"name": "mallory", "reason": "a test"}))],
         "get /admin/tenants/{id}"
         | "get /admin/tenants/{id}/keys"
@@ -241,6 +243,9 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         }
         "get /admin/tenants/{id}/reembed/{job_id}" => {
             vec![get(path.replace("{id}", &ids.tenant).replace("{job_id}", &ids.job))]
+        }
+        "post /admin/tenants/{id}/verify" | "post /admin/tenants/{id}/rebuild" => {
+            vec![with(path.replace("{id}", &ids.tenant), reason())]
         }
         "post /admin/tenants/{id}/tokens" => {
             let body = json!({"subject": "mallory", "roles": ["reader"], "expires_in": 60});

@@ -97,6 +97,29 @@ pub async fn a_search_sees_only_its_partition(index: &dyn VectorIndex) {
     }
 }
 
+/// Everything that an index holds is listed once, in order, page by page, and nothing of a neighbour's.
+pub async fn everything_is_listed_once_in_order(index: &dyn VectorIndex) {
+    let (own, neighbour) = (partition(1, 1), partition(2, 1));
+    assert_eq!(index.entries(&own, None, 10).await.unwrap(), None);
+    index.apply(&own, (1..=25).map(point).collect(), vec![chunk(7)], Seq(1)).await.unwrap();
+    index.apply(&own, vec![point_with(9, 4, &[(5, 1.0)])], vec![], Seq(2)).await.unwrap();
+    index.apply(&neighbour, vec![point(100)], vec![], Seq(1)).await.unwrap();
+    let (mut listed, mut from) = (Vec::new(), None);
+    loop {
+        let page = index.entries(&own, from, 10).await.unwrap().unwrap();
+        assert!(page.list.len() <= 10);
+        listed.extend(page.list);
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    let expected: Vec<_> =
+        (1..=25).filter(|n| *n != 7).map(|n| (chunk(n), if n == 9 { 4 } else { 1 })).collect();
+    assert_eq!(listed.iter().map(|entry| (entry.chunk, entry.version)).collect::<Vec<_>>(), expected);
+    assert!(listed.iter().all(|entry| (entry.tenant, entry.namespace) == (own.tenant(), own.namespace())));
+}
+
 /// A partition nobody wrote to has no index.
 pub async fn a_partition_without_an_index_is_none(index: &dyn VectorIndex) {
     assert_eq!(index.search(&partition(1, 1), &dense(1, 10)).await.unwrap(), None);

@@ -22,7 +22,9 @@ use bulkhead::store::postgres::leases::LeaseTerms;
 use bulkhead::store::postgres::roles::Role;
 use bulkhead::store::postgres::{PoolSettings, Postgres, RoleAddresses, migrate};
 use bulkhead::store::uploads::Uploads;
-use bulkhead::store::vector::{Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
+use bulkhead::store::vector::{
+    Entries, Entry, Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery,
+};
 use bulkhead::store::{CorpusWriter, ErrorKind, Partition, StoreError, Stores};
 use bulkhead::tenancy::{Permit, Write, reauthorise};
 use chrono::{DateTime, Utc};
@@ -350,6 +352,26 @@ impl VectorIndex for MemoryIndex {
     async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError> {
         let partitions = self.0.lock().expect("index");
         Ok(partitions.get(partition).map(|part| Position { applied: part.applied, durable: part.applied }))
+    }
+
+    async fn entries(
+        &self,
+        partition: &Partition,
+        from: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        let partitions = self.0.lock().expect("index");
+        let Some(part) = partitions.get(partition) else { return Ok(None) };
+        let from = from.unwrap_or(ChunkId(Uuid::nil()));
+        let mut points = part.points.range(from..);
+        let entry = |point: &Point| Entry {
+            tenant: partition.tenant(),
+            namespace: partition.namespace(),
+            chunk: point.chunk,
+            version: point.version,
+        };
+        let list = points.by_ref().take(limit).map(|(_, point)| entry(point)).collect();
+        Ok(Some(Entries { list, next: points.next().map(|(chunk, _)| *chunk) }))
     }
 
     async fn apply(

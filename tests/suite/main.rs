@@ -7,6 +7,10 @@ mod audit;
 #[cfg(feature = "laboratory")]
 mod audit_trail;
 mod authz_matrix;
+#[cfg(feature = "laboratory")]
+mod backup;
+#[cfg(feature = "laboratory")]
+mod bucket;
 mod calls;
 mod cancelled_futures;
 mod catalogue;
@@ -80,4 +84,6 @@ mod uploaded_files;
 mod valve;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
+#[cfg(feature = "laboratory")]
+mod verify;
 mod wire;

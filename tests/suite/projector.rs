@@ -17,7 +17,7 @@ use bulkhead::store::postgres::ingest::{Mentions, NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::projection::History;
 use bulkhead::store::qdrant_edge::{EdgeIndex, EdgeSettings};
 use bulkhead::store::uploads::Uploads;
-use bulkhead::store::vector::{Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
+use bulkhead::store::vector::{Entries, Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
 use bulkhead::store::{Corpus, CorpusWriter, ErrorKind, Partition, StoreError, Stores};
 use bulkhead::tenancy::{Directory, Permit, Write};
 use parking_lot::Mutex;
@@ -53,6 +53,15 @@ impl VectorIndex for Observed {
             return Err(StoreError::new(ErrorKind::Unavailable, "observed", "position", "away"));
         }
         self.index.position(partition).await
+    }
+
+    async fn entries(
+        &self,
+        partition: &Partition,
+        from: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        self.index.entries(partition, from, limit).await
     }
 
     async fn apply(

@@ -170,7 +170,8 @@ impl TestServer {
     }
 }
 
-fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
+/// The settings of a server in this folder, written into its `settings.toml` too.
+pub fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
     let file = base.join("settings.toml");
     let toml = format!(
         "data_dir = '{}'
@@ -229,6 +230,7 @@ pub fn text(value: &Value, field: &str) -> String {
 }
 
 /// A tenant, and a caller for each of its keys.
+#[derive(Clone)]
 pub struct Tenant {
     pub id: String,
     pub slug: String,
@@ -239,7 +241,7 @@ pub struct Tenant {
 }
 
 /// A key that was made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Key {
     pub id: String,
     pub secret: String,

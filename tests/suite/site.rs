@@ -2,14 +2,16 @@
 //! are the test, which decides when a job is done.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bulkhead::admin::Upkeep;
 use bulkhead::app::Settings;
 use bulkhead::domain::clock::{Clock, SystemClock};
 use bulkhead::domain::ids::{IdSource, NamespaceName, SystemIds, TenantId};
 use bulkhead::domain::lexical::Lexicon;
 use bulkhead::http::{App, HttpSettings, Meters, Serving, serve};
 use bulkhead::inference::{Embedder, EmbeddingSettings};
+use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::retrieval::Engine;
 use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::postgres::ingest::ProcessedDocument;
@@ -135,6 +137,15 @@ impl Site {
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let engine =
             Engine::new(embedder.clone(), lexicon, settings.retrieval, Arc::clone(&clock), Arc::new(|_| ()));
+        let directory: Arc<dyn Directory> = Arc::new(harness.postgres.clone());
+        let projector = Projector::new(
+            harness.stores.clone(),
+            Arc::clone(&directory),
+            ProjectorSettings::default(),
+            "node-1",
+            Arc::clone(&clock),
+        );
+        let upkeep = Upkeep { indexes: Arc::new(projector), directory, margin: Duration::ZERO };
         let app = App {
             engine,
             stores: harness.stores.clone(),
@@ -155,6 +166,7 @@ impl Site {
             started: Instant::now(),
             configuration: json!({}),
             wake: Arc::default(),
+            upkeep,
             on_change: Arc::new(|_| ()),
             metrics: Arc::new(Metrics::new(2, 10, Arc::new(SystemClock))),
             metrics_address: None,

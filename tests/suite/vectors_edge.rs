@@ -52,6 +52,7 @@ macro_rules! conformance {
 conformance! {
     a_search_sees_only_its_partition;
     a_partition_without_an_index_is_none;
+    everything_is_listed_once_in_order;
     what_is_applied_is_found_at_once;
     changes_without_points_count;
     the_same_changes_again_change_nothing;

@@ -19,7 +19,7 @@ use crate::domain::finding::{Finding, Report, Severity};
 use crate::http;
 use crate::inference::{Embedder, EmbedderError, EmbeddingSettings};
 use crate::store::postgres::RoleAddresses;
-use crate::store::postgres::examine;
+use crate::store::postgres::diagnose;
 use crate::store::postgres::roles::Role;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
 use crate::store::postgres::server::{self, DataLock, LockError, PrivateServer, ServerPaths};
@@ -176,7 +176,7 @@ pub async fn stores(settings: &Settings) -> Report {
     }
     match open(settings, &lock).await {
         Ok((server, addresses)) => {
-            report.merge(examine::examine(&addresses, || SystemClock.now()).await);
+            report.merge(diagnose::diagnose(&addresses, || SystemClock.now()).await);
             if let Some(server) = server
                 && let Err(error) = server.stop().await
             {

@@ -9,6 +9,7 @@ mod generator;
 mod ingestion;
 mod load;
 mod machine;
+mod recovery;
 mod row_security;
 mod tenants;
 
@@ -20,6 +21,8 @@ use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+
+pub use recovery::Recovery;
 
 use super::client::{Client, ClientError};
 use super::figures::{Row, lines, progress};
@@ -52,6 +55,8 @@ pub enum Part {
     RowSecurity,
     /// Many tenants.
     Tenants,
+    /// A backup, and a restore until the first answer.
+    Recovery,
 }
 
 impl Part {
@@ -66,6 +71,7 @@ impl Part {
         Self::FreeClients,
         Self::RowSecurity,
         Self::Tenants,
+        Self::Recovery,
     ];
 
     /// Its name on the command line.
@@ -81,13 +87,17 @@ impl Part {
             Self::FreeClients => "free-clients",
             Self::RowSecurity => "row-security",
             Self::Tenants => "tenants",
+            Self::Recovery => "recovery",
         }
     }
 
     /// Whether it is measured with the embedding model; else with one that costs nothing.
     #[must_use]
     pub const fn wants_model(self) -> bool {
-        !matches!(self, Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants)
+        !matches!(
+            self,
+            Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants | Self::Recovery
+        )
     }
 }
 
@@ -158,6 +168,8 @@ pub trait Deployment: Send + Sync {
 
     /// Switches row-level security on or off for every table. `false`: this build cannot, and nothing was done.
     async fn row_security(&self, on: bool) -> Result<bool, BenchError>;
+    /// Takes a backup, makes a data folder of it, starts a server over that and asks as the holder of a key.
+    async fn recover(&self, key: SecretString, question: &str) -> Result<Recovery, BenchError>;
 
     /// Seconds that ingestion has spent in each stage since the start, over all workers.
     fn stages(&self) -> Vec<(&'static str, f64)>;
@@ -241,6 +253,7 @@ pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec
             Part::FreeClients => bench.free_clients().await?,
             Part::RowSecurity => bench.row_security().await?,
             Part::Tenants => bench.tenants().await?,
+            Part::Recovery => bench.recovery().await?,
         };
         // Told at once: what comes later may be interrupted.
         eprint!("{}", lines(&made));

@@ -8,6 +8,7 @@ mod limits;
 mod metrics;
 mod models;
 mod tenants;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, HttpRequest};
 use uuid::Uuid;
 
-pub(super) use doctor::{__path_examine, examine};
+pub(super) use doctor::{__path_diagnose, diagnose};
 pub(super) use keys::{
     __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
     key_create, key_list, key_revoke, operator_create, token_create,
@@ -29,14 +30,17 @@ pub(super) use tenants::{
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
     tenant_suspend,
 };
+pub(super) use upkeep::{
+    __path_backup, __path_chains, __path_rebuild, __path_verify, backup, chains, rebuild, verify,
+};
 
 use super::extract::{Extraction, behind_gate, path_part};
 use super::json::{Check, Faults};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
-    AdminError, Administration, Faults as _, NewLimits, NewModel, NewOperator, NewTenant, NewTenantKey,
-    NewToken, Reason,
+    AdminError, Administration, Examination, Faults as _, NewBackup, NewLimits, NewModel, NewOperator,
+    NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -52,7 +56,7 @@ macro_rules! checked {
     )*};
 }
 
-checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel);
+checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel, Examination, NewBackup);
 
 impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
@@ -87,6 +91,7 @@ impl App {
             clock: Arc::clone(&self.clock),
             ids: Arc::clone(&self.ids),
             limits: self.quotas.clone(),
+            upkeep: self.upkeep.clone(),
         }
     }
 }
@@ -135,6 +140,10 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/tenants/{id}/tokens").route(web::post().to(token_create)))
         .service(web::resource("/admin/tenants/{id}/reembed").route(web::post().to(reembed_create)))
         .service(web::resource("/admin/tenants/{id}/reembed/{job_id}").route(web::get().to(reembed_get)))
-        .service(web::resource("/admin/doctor").route(web::get().to(examine)))
+        .service(web::resource("/admin/doctor").route(web::get().to(diagnose)))
+        .service(web::resource("/admin/tenants/{id}/verify").route(web::post().to(verify)))
+        .service(web::resource("/admin/tenants/{id}/rebuild").route(web::post().to(rebuild)))
+        .service(web::resource("/admin/audit/chains").route(web::get().to(chains)))
+        .service(web::resource("/admin/backups").route(web::post().to(backup)))
         .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }

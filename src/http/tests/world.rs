@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
+use crate::admin::{IndexKeeper, Upkeep};
 use crate::domain::Seq;
 use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainReport};
 use crate::domain::clock::{Clock, SystemClock};
@@ -21,10 +22,11 @@ use crate::http::{App, HttpSettings, Meters};
 use crate::inference::{Embedder, EmbeddingSettings};
 use crate::retrieval::Engine;
 use crate::store::memory::MemoryRateLimiter;
+use crate::store::postgres::examine::IndexExamined;
 use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
 use crate::store::uploads::Uploads;
-use crate::store::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
-use crate::store::{Audit, AuditLog, AuditSettings, ErrorKind, Partition, StoreError, Stores};
+use crate::store::vector::{Entries, Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
+use crate::store::{Audit, AuditLog, AuditSettings, Corpus, ErrorKind, Partition, StoreError, Stores};
 use crate::telemetry::{Metrics, Readiness};
 use crate::tenancy::{
     ApiKey, AuthSettings, Authenticator, Directory, DirectoryError, KeyKind, KeyPepper, KeyRecord,
@@ -132,6 +134,14 @@ impl VectorIndex for NoIndex {
     async fn position(&self, _at: &Partition) -> Result<Option<Position>, StoreError> {
         Ok(None)
     }
+    async fn entries(
+        &self,
+        _at: &Partition,
+        _from: Option<ChunkId>,
+        _limit: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        Ok(None)
+    }
     async fn apply(
         &self,
         _at: &Partition,
@@ -158,6 +168,16 @@ impl VectorIndex for NoIndex {
     }
     async fn remove(&self, _at: &Partition) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+#[async_trait]
+impl IndexKeeper for NoIndex {
+    async fn examine(&self, _corpus: &Corpus, _repair: bool) -> Result<IndexExamined, StoreError> {
+        Err(absent())
+    }
+    async fn rebuild(&self, _corpus: &Corpus) -> Result<Seq, StoreError> {
+        Err(absent())
     }
 }
 
@@ -196,11 +216,11 @@ impl World {
         let (admin, admin_record) = tenant(Role::TenantAdmin);
         let operator = ApiKey::generate(KeyKind::Operator, ids.as_ref());
         let away = Arc::new(AtomicBool::new(false));
-        let directory = OneTenant {
+        let directory: Arc<dyn Directory> = Arc::new(OneTenant {
             keys: vec![reader_record, writer_record, admin_record],
             operator: (operator.id().to_owned(), operator.digest(&pepper())),
             away: Arc::clone(&away),
-        };
+        });
         let auth = AuthSettings::default();
         let signer = TokenSigner::load_or_create(
             &folder.path().join("key"),
@@ -210,7 +230,7 @@ impl World {
         )
         .expect("a signer");
         let authenticator =
-            Authenticator::new(Arc::new(directory), &auth, Arc::clone(&clock), pepper(), Some(&signer))
+            Authenticator::new(Arc::clone(&directory), &auth, Arc::clone(&clock), pepper(), Some(&signer))
                 .expect("an authenticator");
         let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
         let addresses = RoleAddresses {
@@ -261,6 +281,7 @@ impl World {
             started: Instant::now(),
             configuration: serde_json::json!({}),
             wake: Arc::default(),
+            upkeep: Upkeep { indexes: Arc::new(NoIndex), directory, margin: Duration::ZERO },
             on_change: Arc::new(|_| ()),
             metrics: Arc::new(Metrics::new(2, 10, Arc::new(SystemClock))),
             metrics_address: None,

@@ -8,6 +8,7 @@ use super::lane::{Lane, State};
 use super::{Inner, Order, Place};
 use crate::config::crash_point;
 use crate::domain::Seq;
+use crate::store::postgres::examine::{Finding, FindingKind, IndexExamined};
 use crate::store::postgres::projection::History;
 use crate::store::{Corpus, ErrorKind, StoreError};
 use crate::tenancy::reauthorise;
@@ -45,6 +46,65 @@ impl Inner {
         let result = self.run(&lane, &mut state, corpus, Order::CATCH_UP).await;
         let wants_upkeep = result.is_ok() && corpus.index_wants_rebuild().await;
         (result, wants_upkeep)
+    }
+
+    /// A run that compares the index with the rows, and writes it anew when they differ and it is asked to.
+    pub(super) async fn examine(&self, corpus: &Corpus, repair: bool) -> Result<IndexExamined, StoreError> {
+        let lane = self.lane(super::place_of(corpus));
+        let mut state = lane.state.lock().await;
+        let share = self.share(corpus.partition().tenant());
+        let _places = self.places(&share).await?;
+        let run = lane.begin();
+        let examined = self.examine_in(&lane, &mut state, corpus, repair).await;
+        let result = examined.as_ref().map(|(seq, _)| *seq).map_err(StoreError::retold);
+        self.ended(&lane, &mut state, run, super::place_of(corpus), &result);
+        examined.map(|(_, examined)| examined)
+    }
+
+    async fn examine_in(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &Corpus,
+        repair: bool,
+    ) -> Result<(Seq, IndexExamined), StoreError> {
+        let seq = self.catch_up(lane, state, corpus).await?;
+        let found = match corpus.index_examine().await {
+            Err(error) if error.kind == ErrorKind::Damaged => {
+                tracing::warn!(%error, source = ?error.source, "a vector index cannot be read");
+                let damage = Finding { kind: FindingKind::DamagedIndex, count: 1, repaired: false };
+                IndexExamined { points: 0, findings: vec![damage] }
+            }
+            examined => examined?,
+        };
+        if !repair || found.findings.is_empty() {
+            return Ok((seq, found));
+        }
+        self.rebuild(lane, state, corpus).await?;
+        let seq = self.catch_up(lane, state, corpus).await?;
+        let again = corpus.index_examine().await?;
+        let repaired = |finding: &Finding| !again.findings.iter().any(|left| left.kind == finding.kind);
+        let findings = found
+            .findings
+            .iter()
+            .map(|finding| Finding { repaired: repaired(finding), ..*finding })
+            .collect();
+        Ok((seq, IndexExamined { points: again.points, findings }))
+    }
+
+    /// A run that writes the index anew, whatever it is like.
+    pub(super) async fn renew(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
+        let lane = self.lane(super::place_of(corpus));
+        let mut state = lane.state.lock().await;
+        let share = self.share(corpus.partition().tenant());
+        let _places = self.places(&share).await?;
+        let run = lane.begin();
+        let result = match self.rebuild(&lane, &mut state, corpus).await {
+            Ok(()) => self.catch_up(&lane, &mut state, corpus).await,
+            Err(error) => Err(error),
+        };
+        self.ended(&lane, &mut state, run, super::place_of(corpus), &result);
+        result
     }
 
     /// A run that nobody waits for: looks the tenant up again, opens the namespace and projects it.

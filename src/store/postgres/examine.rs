@@ -1,427 +1,464 @@
-//! Looks at the database for the person who runs it: what is wrong, why that matters, and the statement that mends it.
+//! What is kept twice, compared while it changes: rows with index, with files and with the counters beside them.
 //!
-//! It asks the checks of the start ([`super::bootstrap`], [`super::migrate`]) and, of the running database, what the
-//! roles for it may know: catalogues as the owner, heads of jobs and histories as the dispatcher.
-//!
-//! **Invariant:** nothing is changed, and no row of a tenant is read but heads: identities, positions, states, counts.
+//! **Invariant:** each comparison reads one snapshot, or looks again at what seemed wrong; a write that is under way
+//! is never taken for a fault.
+//! **Invariant:** numbers go out, and no name, text or identifier of a document.
 
-use chrono::{DateTime, Duration, Utc};
-use sqlx::postgres::PgConnection;
-use sqlx::{ConnectOptions as _, Connection as _};
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use sqlx::Row;
 use uuid::Uuid;
 
-use super::bootstrap::{survey, vector_is_accepted, version_is_accepted};
-use super::migrate::isolation_faults;
-use super::roles::Role;
-use super::{Postgres, RoleAddresses};
-use crate::domain::finding::{Finding, Report, RoleCount, Severity, TenantCount};
-use crate::store::handles::Stores;
-use crate::tenancy::OperatorScope;
+use super::documents::namespace_lock;
+use super::error::failed;
+use super::transaction::TenantTransaction;
+use crate::domain::Seq;
+use crate::domain::ids::NamespaceId;
+use crate::store::error::StoreError;
+use crate::store::handles::{Corpus, CorpusWriter, TenantReader, TenantWriter};
 
-/// Rows of a list that a report holds.
-const LISTED: i64 = 10;
-/// Transactions that an index may be behind its namespace.
-const BEHIND: i64 = 1000;
-/// How long an index that is behind may stand still.
-const STANDS_STILL: Duration = Duration::minutes(10);
-/// How far two clocks may be apart.
-const CLOCKS_APART: Duration = Duration::seconds(5);
-/// Indexes that are not led by the tenant, for what is looked up before a tenant is known.
-const LOOKED_UP_FIRST: [&str; 2] = ["api_key_lookup", "tenant_slug"];
+/// Entries of an index read at once.
+const PAGE: usize = 4096;
+/// How long a comparison may read, milliseconds: a statement over a whole namespace.
+const PATIENCE: &str = "900000";
 
-const AS_ADMINISTRATOR: &str = "As the database's administrator:";
-const ISOLATION: &str =
-    "A tenant could see or change another's rows; a server does not start on such a database.";
-
-/// Looks at a database that no server of ours uses at the moment.
-pub async fn examine(addresses: &RoleAddresses, now: impl Fn() -> DateTime<Utc>) -> Report {
-    let mut report = Report::default();
-    let connect = async |role: Role| {
-        let address = if role == Role::Owner { &addresses.owner } else { &addresses.dispatch };
-        address.connect().await.map_err(|error| refused(role, &error))
-    };
-    match connect(Role::Owner).await {
-        Ok(mut owner) => {
-            catalogues(&mut report, &mut owner, now).await;
-            let _ = owner.close().await;
-        }
-        Err(finding) => report.findings.push(finding),
-    }
-    match connect(Role::Dispatch).await {
-        Ok(mut dispatch) => {
-            heads(&mut report, &mut dispatch).await;
-            let _ = dispatch.close().await;
-        }
-        Err(finding) => report.findings.push(finding),
-    }
-    report
+/// A way in which two things that should agree do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// Embeddings that the index lacks.
+    MissingPoints,
+    /// Points of the index without an embedding.
+    ExtraPoints,
+    /// Points of another version than their embedding.
+    WrongVersions,
+    /// Points that the index holds for another tenant or namespace.
+    ForeignPoints,
+    /// The index cannot be read.
+    DamagedIndex,
+    /// Chunks without an embedding of the active model.
+    MissingEmbeddings,
+    /// Embeddings without a chunk.
+    ExtraEmbeddings,
+    /// A namespace's count of chunks is not that of its rows.
+    WrongChunkCount,
+    /// Uploaded files that a document names and that are not there. Nothing here can bring them back.
+    LostUploads,
+    /// Uploaded files that no document names.
+    StrayUploads,
+    /// Indexes of namespaces that are gone.
+    StrayIndexes,
+    /// A tenant's count of documents is not that of its rows.
+    WrongDocumentCount,
+    /// A tenant's count of bytes is not that of its rows.
+    WrongByteCount,
 }
 
-impl Stores {
-    /// The same for the database of this server, with the connections that tenants hold.
-    pub async fn examine(&self, _operator: &OperatorScope) -> Report {
-        let postgres = self.postgres();
-        let mut report = Report::default();
-        match postgres.owner.connect().await {
-            Ok(mut owner) => {
-                catalogues(&mut report, &mut owner, || postgres.clock.now()).await;
-                let _ = owner.close().await;
+/// Something that was found wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct Finding {
+    /// What.
+    pub kind: FindingKind,
+    /// How many; of a counter, by how much it is off.
+    pub count: u64,
+    /// Whether it was put right.
+    pub repaired: bool,
+}
+
+/// An index compared with the rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IndexExamined {
+    /// Points that the index holds.
+    pub points: u64,
+    /// What is wrong, without what is 0.
+    pub findings: Vec<Finding>,
+}
+
+/// Adds what was found, unless it is nothing.
+fn note(findings: &mut Vec<Finding>, kind: FindingKind, count: usize, repaired: bool) {
+    if count > 0 {
+        findings.push(Finding { kind, count: count as u64, repaired });
+    }
+}
+
+impl TenantReader {
+    /// The namespace after this one, by identity.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn namespace_after(
+        &self,
+        after: Option<NamespaceId>,
+    ) -> Result<Option<NamespaceId>, StoreError> {
+        let mut tx = self.begin().await?;
+        let next: Option<Uuid> = sqlx::query_scalar(
+            "select namespace_id from namespace where tenant_id = $1 and namespace_id > $2
+             order by namespace_id limit 1",
+        )
+        .bind(self.scope.tenant().0)
+        .bind(after.map_or(Uuid::nil(), |namespace| namespace.0))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("namespace.next"))?;
+        tx.commit().await?;
+        Ok(next.map(NamespaceId))
+    }
+}
+
+impl Corpus {
+    /// Compares the index with the rows. Nothing may be applied to the index meanwhile; rows may come and go: what
+    /// the index has not seen yet is left out by its place in the history.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`; `Damaged` when the index cannot be read.
+    pub async fn index_examine(&self) -> Result<IndexExamined, StoreError> {
+        let applied = self.index_position().await?.map_or(Seq(0), |position| position.applied);
+        let mut held: Vec<(Uuid, i64)> = Vec::new();
+        let (mut foreign, mut from) = (0, None);
+        while let Some(page) = self.vectors().entries(&self.partition, from, PAGE).await? {
+            for entry in page.list {
+                if (entry.tenant, entry.namespace) == (self.partition.tenant(), self.partition.namespace()) {
+                    held.push((entry.chunk.0, entry.version));
+                } else {
+                    foreign += 1;
+                }
             }
-            Err(error) => report.findings.push(refused(Role::Owner, &error)),
-        }
-        match postgres.pools.dispatch.acquire().await {
-            Ok(mut dispatch) => heads(&mut report, &mut dispatch).await,
-            Err(error) => report.findings.push(refused(Role::Dispatch, &error)),
-        }
-        report.facts.tenant_connections = held(postgres);
-        report
-    }
-}
-
-/// Connections that tenants hold at this moment, the most first.
-fn held(postgres: &Postgres) -> Vec<TenantCount> {
-    let held = postgres.pools.held().into_iter();
-    let mut held: Vec<TenantCount> =
-        held.map(|(tenant, count)| TenantCount { tenant_id: tenant.0, count }).collect();
-    held.sort_by_key(|held| (std::cmp::Reverse(held.count), held.tenant_id));
-    held.truncate(usize::try_from(LISTED).unwrap_or_default());
-    held
-}
-
-fn refused(role: Role, error: &sqlx::Error) -> Finding {
-    let why = "The server connects as this role and does not start without it.";
-    let mend = "A start corrects the roles of the private database. For one of yours, see that it runs, that the folder \
-                `secrets` is the one that belongs to it, and that the role may log in.";
-    Finding::new(Severity::Error, "database.role", format!("{role} cannot connect: {error}"), why, mend)
-}
-
-/// Notes that a check could not be made.
-fn failed(report: &mut Report, check: &str, error: &sqlx::Error) {
-    report.skip(check, format!("the database refuses to say: {error}"));
-}
-
-/// What the catalogues say, to the owner.
-async fn catalogues(report: &mut Report, owner: &mut PgConnection, now: impl Fn() -> DateTime<Utc>) {
-    versions(report, owner).await;
-    roles(report, owner).await;
-    match isolation_faults(owner).await {
-        Ok(faults) => report.findings.extend(faults.into_iter().map(|(fault, statement)| {
-            Finding::new(Severity::Error, "database.isolation", fault, ISOLATION, AS_ADMINISTRATOR)
-                .typing(statement)
-        })),
-        Err(error) => failed(report, "database.isolation", &error),
-    }
-    grants(report, owner).await;
-    indexes(report, owner).await;
-    clock(report, owner, now).await;
-    connections(report, owner).await;
-}
-
-async fn versions(report: &mut Report, owner: &mut PgConnection) {
-    const CHECK: &str = "database.version";
-    let leaks = "Older releases leak: planner statistics or error texts tell of rows that a policy hides, or functions \
-                 that are needed are missing.";
-    match survey::version(owner).await {
-        Ok(version) => {
-            if !version_is_accepted(version.number) {
-                let what = format!("PostgreSQL {} is below 15.14, 16.10, 17.6 and 18.0", version.text);
-                let mend = "Install the newest release of its major version; the data stays as it is.";
-                report.findings.push(Finding::new(Severity::Error, CHECK, what, leaks, mend));
+            from = page.next;
+            if from.is_none() {
+                break;
             }
-            report.facts.postgresql = Some(version.text);
         }
-        Err(error) => failed(report, CHECK, &error),
+        held.sort_unstable();
+        let (missing, wrong, extra) = self.rows_compare(applied, &held).await?;
+        let mut examined = IndexExamined { points: held.len() as u64, findings: Vec::new() };
+        for (kind, count) in [
+            (FindingKind::MissingPoints, missing),
+            (FindingKind::WrongVersions, wrong),
+            (FindingKind::ExtraPoints, extra),
+            (FindingKind::ForeignPoints, foreign),
+        ] {
+            note(&mut examined.findings, kind, count, false);
+        }
+        Ok(examined)
     }
-    match survey::vector_installed(owner).await {
-        Ok(found) => {
-            if !found.as_deref().is_some_and(vector_is_accepted) {
-                let what = match &found {
-                    Some(found) => format!("pgvector {found} is below 0.8.0"),
-                    None => "the extension vector is not in the database".to_owned(),
-                };
-                let finding = Finding::new(
-                    Severity::Error,
-                    CHECK,
-                    what,
-                    leaks,
-                    "Install pgvector 0.8.0 or newer on the server; then, as the database's administrator:",
-                );
-                let statement = match found {
-                    Some(_) => "alter extension vector update",
-                    None => "create extension vector schema public",
-                };
-                report.findings.push(finding.typing(statement));
+
+    /// Rows that the index should hold and does not, or in another version, and points without a row.
+    async fn rows_compare(
+        &self,
+        applied: Seq,
+        held: &[(Uuid, i64)],
+    ) -> Result<(usize, usize, usize), StoreError> {
+        const OPERATION: &str = "index.examine";
+        let mut tx = self.reader.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        // One statement, hence one snapshot: what went since `applied` and what is there agree.
+        let mut rows = sqlx::query(
+            "select r.id, o.seq, null::bigint as version from outbox o cross join lateral unnest(o.removed) r(id)
+             where o.tenant_id = $1 and o.namespace_id = $2 and o.seq > $4
+             union all
+             select chunk_id, seq, version from chunk_embedding
+             where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                 and home in ('00000000-0000-0000-0000-000000000000', $2)",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(self.partition.model().as_str())
+        .bind(applied.0)
+        .fetch(&mut *tx);
+        let (mut missing, mut wrong, mut known) = (0, 0, vec![false; held.len()]);
+        while let Some(row) = rows.try_next().await.map_err(failed(OPERATION))? {
+            let id: Uuid = row.try_get("id").map_err(failed(OPERATION))?;
+            let seq: i64 = row.try_get("seq").map_err(failed(OPERATION))?;
+            let version: Option<i64> = row.try_get("version").map_err(failed(OPERATION))?;
+            match (held.binary_search_by_key(&id, |(chunk, _)| *chunk), version) {
+                (Ok(at), None) => known[at] = true,
+                (Ok(at), Some(version)) => {
+                    wrong += usize::from(held[at].1 != version);
+                    known[at] = true;
+                }
+                (Err(_), Some(_)) if seq <= applied.0 => missing += 1,
+                (Err(_), _) => {}
             }
-            report.facts.pgvector = found;
         }
-        Err(error) => failed(report, CHECK, &error),
-    }
-    let durable =
-        sqlx::query_scalar::<_, bool>("select current_setting('fsync')::bool").fetch_one(owner).await;
-    if matches!(durable, Ok(false)) {
-        report.findings.push(Finding::new(
-            Severity::Warning,
-            "database.durable",
-            "what is committed does not survive a crash of the machine (fsync is off)",
-            "After a loss of power the database may be damaged beyond repair.",
-            "Set database.server.durable = true (fsync = on in a database of yours) and start again.",
-        ));
+        drop(rows);
+        tx.commit().await?;
+        Ok((missing, wrong, known.iter().filter(|known| !**known).count()))
     }
 }
 
-async fn roles(report: &mut Report, owner: &mut PgConnection) {
-    const CHECK: &str = "database.role";
-    let names: Vec<String> = Role::ALL.iter().map(|role| role.name().to_owned()).collect();
-    let rows = match survey::roles(owner, &names).await {
-        Ok(rows) => rows,
-        Err(error) => return failed(report, CHECK, &error),
-    };
-    let why = "Each role may do one thing, so that a mistake of the program meets a refusal of the database.";
-    let mend = "A start of the server corrects it where it may; else, as the database's administrator:";
-    for role in Role::ALL {
-        let Some(row) = rows.iter().find(|row| row.name == role.name()) else {
-            let what = format!("role {role}: it is not there");
-            report.findings.push(Finding::new(
-                Severity::Error,
-                CHECK,
-                what,
-                why,
-                "A start of the server makes it.",
-            ));
-            continue;
-        };
-        let corrections = row.corrections(role);
-        if !corrections.is_empty() {
-            let what = format!("role {role}: not as it should be, which is {}", corrections.join(" "));
-            let statement = format!("alter role {role} {}", corrections.join(" "));
-            report.findings.push(Finding::new(Severity::Error, CHECK, what, why, mend).typing(statement));
+impl CorpusWriter {
+    /// Compares chunks, embeddings and the count of chunks, and the uploads with their files.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn corpus_examine(&self, repair: bool) -> Result<Vec<Finding>, StoreError> {
+        const OPERATION: &str = "corpus.examine";
+        let mut tx = self.reader.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        let found: Option<(i64, i64, i64)> = sqlx::query_as(
+            "select n.chunks - (select count(*) from chunk where tenant_id = $1 and namespace_id = $2),
+                 (select count(*) from chunk c where c.tenant_id = $1 and c.namespace_id = $2 and not exists (
+                     select from chunk_embedding e where e.tenant_id = $1 and e.namespace_id = $2
+                         and e.model_id = n.model_id and e.chunk_id = c.chunk_id and e.version = c.version)),
+                 (select count(*) from chunk_embedding e where e.tenant_id = $1 and e.namespace_id = $2
+                     and not exists (select from chunk c where c.tenant_id = $1 and c.namespace_id = $2
+                         and c.chunk_id = e.chunk_id))
+             from namespace n where n.tenant_id = $1 and n.namespace_id = $2",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        let (count_off, missing, extra) = found.unwrap_or_default();
+        let mut findings = Vec::new();
+        if extra > 0 && repair {
+            self.embeddings_clear().await?;
         }
-        for of in &row.member_of {
-            let what = format!("role {role}: a member of {of}, whose rights it has");
-            let statement = format!("revoke \"{of}\" from {role}");
-            let finding = Finding::new(Severity::Error, CHECK, what, why, AS_ADMINISTRATOR);
-            report.findings.push(finding.typing(statement));
+        let again = if missing > 0 && repair { self.embeddings_requeue().await? } else { 0 };
+        if count_off != 0 && repair {
+            self.chunks_recount().await?;
         }
-        if row.settings != survey::wanted_settings(role) {
-            let what = format!("role {role}: sessions start with {}", row.settings.join(", "));
-            let why = "Its statements may run for ever, or stop too early.";
-            report.findings.push(Finding::new(
-                Severity::Warning,
-                CHECK,
-                what,
-                why,
-                "A start of the server corrects it.",
-            ));
+        let size = |count: i64| usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
+        note(&mut findings, FindingKind::MissingEmbeddings, size(missing), again > 0);
+        note(&mut findings, FindingKind::ExtraEmbeddings, size(extra), repair);
+        note(&mut findings, FindingKind::WrongChunkCount, size(count_off), repair);
+        note(&mut findings, FindingKind::LostUploads, self.uploads_lost().await?, false);
+        Ok(findings)
+    }
+
+    /// Removes embeddings without a chunk, from the index too, and counts the terms anew.
+    async fn embeddings_clear(&self) -> Result<(), StoreError> {
+        const OPERATION: &str = "embedding.clear";
+        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
+        let mut tx = self.reader.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        let Some(seq) = self.seq_next(&mut tx).await? else { return Ok(()) };
+        sqlx::query(
+            "with gone as (
+                 delete from chunk_embedding e where e.tenant_id = $1 and e.namespace_id = $2
+                     and not exists (select from chunk c where c.tenant_id = $1 and c.namespace_id = $2
+                         and c.chunk_id = e.chunk_id)
+                 returning e.chunk_id),
+             unmentioned as (
+                 delete from chunk_mention m using gone
+                 where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = gone.chunk_id)
+             insert into outbox (tenant_id, namespace_id, seq, at, removed)
+             select $1, $2, $3, $4, coalesce(array_agg(distinct chunk_id), '{}') from gone",
+        )
+        .bind(tenant)
+        .bind(namespace)
+        .bind(seq)
+        .bind(self.reader.postgres().clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        self.terms_recount(&mut tx).await?;
+        tx.commit().await
+    }
+
+    async fn chunks_recount(&self) -> Result<(), StoreError> {
+        const OPERATION: &str = "chunk.recount";
+        let mut tx = self.reader.begin().await?;
+        // Locked before it is counted: whoever writes counts under the same lock.
+        for statement in [
+            "select from namespace where tenant_id = $1 and namespace_id = $2 for update",
+            "update namespace set chunks = (select count(*) from chunk where tenant_id = $1 and namespace_id = $2)
+             where tenant_id = $1 and namespace_id = $2",
+        ] {
+            sqlx::query(statement)
+                .bind(self.partition.tenant().0)
+                .bind(self.partition.namespace().0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed(OPERATION))?;
         }
+        tx.commit().await
     }
-}
 
-/// Rights that no role should have, whatever tables there are.
-async fn grants(report: &mut Report, owner: &mut PgConnection) {
-    const CHECK: &str = "database.grants";
-    let found: Result<Vec<(String, String)>, _> = sqlx::query_as(
-        "select format('%s may %s %s', coalesce(r.rolname, 'everybody'), lower(g.privilege_type), c.relname),
-             format('revoke %s on %I from %s', lower(g.privilege_type), c.relname,
-                 coalesce(quote_ident(r.rolname), 'public'))
-         from pg_class c cross join lateral aclexplode(c.relacl) g left join pg_roles r on r.oid = g.grantee
-         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
-             and g.grantee <> c.relowner and case coalesce(r.rolname, '')
-                 when 'bulkhead_backup' then g.privilege_type <> 'SELECT'
-                 when 'bulkhead_app' then g.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-                     or c.relname in ('tenant', 'api_key', 'operator_key', '_sqlx_migrations')
-                     or c.relname = 'audit_event' and g.privilege_type in ('UPDATE', 'DELETE')
-                     or c.relname = 'audit_head' and g.privilege_type = 'DELETE'
-                 when 'bulkhead_control' then g.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-                     or c.relname in ('document', 'document_version', 'chunk', 'chunk_embedding', 'chunk_mention',
-                         'term_frequency', 'namespace', 'idempotency', 'outbox', 'consumer', '_sqlx_migrations')
-                     or c.relname = 'audit_event' and g.privilege_type in ('UPDATE', 'DELETE')
-                 when 'bulkhead_dispatch' then not (c.relname = 'outbox' and g.privilege_type = 'DELETE')
-                 else true end
-         order by 1",
-    )
-    .fetch_all(owner)
-    .await;
-    let why = "A mistake of the program in this role's hands would reach rows that it has no business with.";
-    match found {
-        Ok(rows) => report.findings.extend(rows.into_iter().map(|(what, statement)| {
-            Finding::new(Severity::Error, CHECK, what, why, AS_ADMINISTRATOR).typing(statement)
-        })),
-        Err(error) => failed(report, CHECK, &error),
+    /// Has documents processed again of which a chunk lacks its embedding, and counts them. Such a chunk goes until
+    /// then; one whose version is not kept any more, or not the newest, stays as it is.
+    async fn embeddings_requeue(&self) -> Result<u64, StoreError> {
+        const OPERATION: &str = "embedding.requeue";
+        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
+        let mut tx = self.reader.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        namespace_lock(&mut tx, self.partition.namespace()).await?;
+        let Some(seq) = self.seq_next(&mut tx).await? else { return Ok(0) };
+        let lacking: Vec<(String, i64)> = sqlx::query_as(
+            "with bare as (
+                 delete from chunk c using namespace n, document d, document_version v
+                 where n.tenant_id = $1 and n.namespace_id = $2 and c.tenant_id = $1 and c.namespace_id = $2
+                     and d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = c.document_id
+                     and d.version = c.version and d.status = 'processed'
+                     and v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = c.document_id
+                     and v.version = c.version
+                     and not exists (
+                         select from chunk_embedding e where e.tenant_id = $1 and e.namespace_id = $2
+                             and e.model_id = n.model_id and e.chunk_id = c.chunk_id and e.version = c.version)
+                 returning c.chunk_id, c.document_id, c.version),
+             unmentioned as (
+                 delete from chunk_mention m using bare
+                 where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = bare.chunk_id),
+             smaller as (
+                 update namespace set chunks = chunks - (select count(*) from bare)
+                 where tenant_id = $1 and namespace_id = $2),
+             history as (
+                 insert into outbox (tenant_id, namespace_id, seq, at, removed)
+                 select $1, $2, $3, $4, coalesce(array_agg(chunk_id), '{}') from bare)
+             select distinct document_id, version from bare",
+        )
+        .bind(tenant)
+        .bind(namespace)
+        .bind(seq)
+        .bind(self.reader.postgres().clock.now())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        self.terms_recount(&mut tx).await?;
+        let again = self.process_again(&mut tx, lacking, "processed").await?;
+        tx.commit().await?;
+        Ok(again)
     }
-}
 
-/// An index as the catalogue has it.
-#[derive(sqlx::FromRow)]
-struct Index {
-    index: String,
-    table: String,
-    unique: bool,
-    approximate: bool,
-    valid: bool,
-}
-
-async fn indexes(report: &mut Report, owner: &mut PgConnection) {
-    const CHECK: &str = "database.index";
-    // A partition of one namespace may have a graph of its own: it can hold no other tenant's rows.
-    let found: Result<Vec<Index>, _> = sqlx::query_as(
-        "select c.relname::text as index, t.relname::text as \"table\", i.indisunique as \"unique\",
-             a.amname <> 'btree' as approximate, i.indisvalid as valid
-         from pg_index i
-         join pg_attribute k on k.attrelid = i.indrelid and k.attname = 'tenant_id'
-         join pg_class c on c.oid = i.indexrelid join pg_class t on t.oid = i.indrelid join pg_am a on a.oid = c.relam
-         where t.relnamespace = 'public'::regnamespace and c.relname <> all($1)
-             and (not i.indisvalid or i.indkey[0] <> k.attnum
-                 and not (a.amname <> 'btree' and t.relname ~ '^vectors_[0-9a-f]{16}_[0-9a-f]{32}$'))
-         order by 1",
-    )
-    .bind(LOOKED_UP_FIRST.map(str::to_owned).to_vec())
-    .fetch_all(owner)
-    .await;
-    let rows = match found {
-        Ok(rows) => rows,
-        Err(error) => return failed(report, CHECK, &error),
-    };
-    for Index { index, table, unique, approximate, valid } in rows {
-        let (severity, what, why, statement) = if valid {
-            let why = match (unique, approximate) {
-                (true, _) => "A refused insert tells a tenant that another has such a row.",
-                (_, true) => "What a tenant finds depends on the rows of others.",
-                _ => "A tenant's search passes over the rows of others, and takes longer the more they have.",
-            };
-            let severity = if unique || approximate { Severity::Error } else { Severity::Warning };
-            (severity, "not led by the tenant", why, format!("drop index {index}"))
-        } else {
-            let why = "The database keeps it and does not use it; what it is for is slow.";
-            (Severity::Warning, "not valid", why, format!("reindex index {index}"))
-        };
-        let what = format!("index {index} of {table}: {what}");
-        report.findings.push(Finding::new(severity, CHECK, what, why, AS_ADMINISTRATOR).typing(statement));
+    /// The next place in the namespace's history, whose row whoever writes to it waits for; `None`: it is gone.
+    async fn seq_next(&self, tx: &mut TenantTransaction) -> Result<Option<i64>, StoreError> {
+        sqlx::query_scalar(
+            "update namespace set seq = seq + 1 where tenant_id = $1 and namespace_id = $2 returning seq",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed("namespace.advance"))
     }
-}
 
-async fn clock(report: &mut Report, owner: &mut PgConnection, now: impl Fn() -> DateTime<Utc>) {
-    const CHECK: &str = "database.clock";
-    let before = now();
-    let theirs = sqlx::query_scalar::<_, DateTime<Utc>>("select clock_timestamp()").fetch_one(owner).await;
-    let apart = match theirs {
-        Ok(theirs) => (theirs - now()).max(before - theirs),
-        Err(error) => return failed(report, CHECK, &error),
-    };
-    if apart > CLOCKS_APART {
-        report.findings.push(
-            Finding::new(
-                Severity::Error,
-                CHECK,
-                format!("this machine's clock and the database's are {} s apart", apart.num_seconds()),
-                "Leases, tokens and keys end too early or too late, and several servers take each other's jobs.",
-                "Set both by the network's time.",
-            )
-            .typing("timedatectl set-ntp true"),
-        );
-    }
-}
-
-async fn connections(report: &mut Report, owner: &mut PgConnection) {
-    const CHECK: &str = "database.connections";
-    let found: Result<Vec<(String, i64)>, _> = sqlx::query_as(
-        "select usename::text, count(*) from pg_stat_activity
-         where datname = current_database() and usename is not null and pid <> pg_backend_pid()
-         group by usename order by 2 desc, 1",
-    )
-    .fetch_all(&mut *owner)
-    .await;
-    let most: Result<(i64, i64), _> = sqlx::query_as(
-        "select current_setting('max_connections')::bigint,
-             (select count(*) from pg_stat_activity where backend_type = 'client backend')",
-    )
-    .fetch_one(owner)
-    .await;
-    match (found, most) {
-        (Ok(rows), Ok((most, all))) => {
-            if all * 5 >= most * 4 {
-                let what = format!("{all} of {most} connections are in use");
-                let why = "When none is left, requests are answered 503.";
-                let mend = "Raise database.server.max_connections (max_connections of a database of yours), or lower \
-                            [database.pools]; facts.connections tells whose they are.";
-                report.findings.push(Finding::new(Severity::Warning, CHECK, what, why, mend));
-            }
-            report.facts.connections =
-                rows.into_iter().map(|(role, count)| RoleCount { role, count }).collect();
-            report.facts.max_connections = Some(most);
+    /// Counts the terms anew, under the lock of the namespace's row.
+    async fn terms_recount(&self, tx: &mut TenantTransaction) -> Result<(), StoreError> {
+        const OPERATION: &str = "term.recount";
+        for statement in [
+            "delete from term_frequency where tenant_id = $1 and namespace_id = $2",
+            // The text of a sparse vector counts its places from 1.
+            "insert into term_frequency (tenant_id, namespace_id, term, chunks)
+             select $1, $2, split_part(entry, ':', 1)::int - 1, count(*)::int
+             from namespace n join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2
+                 and e.model_id = n.model_id,
+                 regexp_split_to_table(trim(both '{}' from split_part(e.terms::text, '/', 1)), ',') entry
+             where n.tenant_id = $1 and n.namespace_id = $2 and entry <> '' group by 3",
+        ] {
+            sqlx::query(statement)
+                .bind(self.partition.tenant().0)
+                .bind(self.partition.namespace().0)
+                .execute(&mut **tx)
+                .await
+                .map_err(failed(OPERATION))?;
         }
-        (Err(error), _) | (_, Err(error)) => failed(report, CHECK, &error),
+        Ok(())
+    }
+
+    /// Uploads that rows name and that are not on disk, counted.
+    async fn uploads_lost(&self) -> Result<usize, StoreError> {
+        let mut tx = self.reader.begin().await?;
+        let named: Vec<Uuid> = sqlx::query_scalar(
+            "select upload_id from document_version
+             where tenant_id = $1 and namespace_id = $2 and upload_id is not null",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("upload.examine"))?;
+        tx.commit().await?;
+        if named.is_empty() {
+            return Ok(0);
+        }
+        let (tenant, namespace) = (self.partition.tenant(), self.partition.namespace());
+        let uploads = &self.reader.stores.inner.uploads;
+        let there = uploads.older(tenant, namespace, DateTime::<Utc>::MAX_UTC).await?;
+        let there: HashSet<Uuid> =
+            there.into_iter().filter(|file| !file.unfinished).map(|file| file.upload).collect();
+        let missing: Vec<Uuid> = named.into_iter().filter(|upload| !there.contains(upload)).collect();
+        // Deleted since the rows were read, perhaps: a file goes after its rows.
+        Ok(if missing.is_empty() { 0 } else { self.reader.uploads_named(namespace, &missing).await?.len() })
     }
 }
 
-/// What the dispatcher sees of all tenants: positions, states, counts.
-async fn heads(report: &mut Report, dispatch: &mut PgConnection) {
-    largest(report, dispatch).await;
-    behind(report, dispatch).await;
-    jobs(report, dispatch).await;
-}
+impl TenantWriter {
+    /// Compares what the tenant's counters say with its rows, and its files with what names them; those that were
+    /// written after `before` may be about to be named.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn tenant_examine(
+        &self,
+        before: DateTime<Utc>,
+        repair: bool,
+    ) -> Result<Vec<Finding>, StoreError> {
+        let mut findings = Vec::new();
+        let (documents, bytes) = self.usage_compare().await?;
+        if repair && (documents, bytes) != (0, 0) {
+            self.usage_recount().await?;
+        }
+        let size = |off: i64| usize::try_from(off.unsigned_abs()).unwrap_or(usize::MAX);
+        note(&mut findings, FindingKind::WrongDocumentCount, size(documents), repair);
+        note(&mut findings, FindingKind::WrongByteCount, size(bytes), repair);
+        let orphans = self.orphans(before, repair).await?;
+        let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        note(&mut findings, FindingKind::StrayUploads, size(orphans.uploads), repair);
+        note(&mut findings, FindingKind::StrayIndexes, size(orphans.indexes), repair);
+        Ok(findings)
+    }
 
-async fn largest(report: &mut Report, dispatch: &mut PgConnection) {
-    let found: Result<Vec<(Uuid, i64)>, _> = sqlx::query_as(
-        "select tenant_id, sum(chunks)::bigint from namespace group by tenant_id having sum(chunks) > 0
-         order by 2 desc, 1 limit $1",
-    )
-    .bind(LISTED)
-    .fetch_all(dispatch)
-    .await;
-    match found {
-        Ok(rows) => report.facts.largest_tenants = counts(rows),
-        Err(error) => failed(report, "database.largest", &error),
+    /// By how much the counters are too high. They change with the rows, so that one snapshot tells.
+    async fn usage_compare(&self) -> Result<(i64, i64), StoreError> {
+        const OPERATION: &str = "usage.examine";
+        let mut tx = self.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        let off = sqlx::query_as(
+            "select coalesce(sum(documents), 0)::bigint - (select count(*) from document where tenant_id = $1),
+                 coalesce(sum(bytes), 0)::bigint
+                     - (select coalesce(sum(bytes), 0)::bigint from document_version where tenant_id = $1)
+             from tenant_usage where tenant_id = $1",
+        )
+        .bind(self.scope.tenant().0)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(off)
+    }
+
+    async fn usage_recount(&self) -> Result<(), StoreError> {
+        const OPERATION: &str = "usage.recount";
+        let mut tx = self.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        // Locked before it is counted: whoever wrote and did not pass this lock yet counts for himself behind it.
+        for statement in [
+            "insert into tenant_usage (tenant_id, documents, bytes) values ($1, 0, 0)
+             on conflict (tenant_id) do update set documents = tenant_usage.documents",
+            "update tenant_usage set documents = (select count(*) from document where tenant_id = $1),
+                 bytes = (select coalesce(sum(bytes), 0)::bigint from document_version where tenant_id = $1)
+             where tenant_id = $1",
+        ] {
+            sqlx::query(statement)
+                .bind(self.scope.tenant().0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed(OPERATION))?;
+        }
+        tx.commit().await
     }
 }
 
-fn counts(rows: Vec<(Uuid, i64)>) -> Vec<TenantCount> {
-    rows.into_iter().map(|(tenant_id, count)| TenantCount { tenant_id, count }).collect()
-}
-
-async fn behind(report: &mut Report, dispatch: &mut PgConnection) {
-    const CHECK: &str = "indexes.behind";
-    let found: Result<Vec<(Uuid, Uuid, i64)>, _> = sqlx::query_as(
-        "select n.tenant_id, n.namespace_id, n.seq - coalesce(min(c.seq), 0) from namespace n
-         left join consumer c using (tenant_id, namespace_id)
-         group by n.tenant_id, n.namespace_id, n.seq
-         having n.seq - coalesce(min(c.seq), 0) > $1
-             or n.seq > min(c.seq) and max(c.updated_at) < clock_timestamp() - $2::bigint * interval '1 second'
-         order by 3 desc, 1, 2 limit $3",
-    )
-    .bind(BEHIND)
-    .bind(STANDS_STILL.num_seconds())
-    .bind(LISTED)
-    .fetch_all(dispatch)
-    .await;
-    match found {
-        Ok(rows) => report.findings.extend(rows.into_iter().map(|(tenant, namespace, count)| {
-            let what = format!("the index of namespace {namespace} of tenant {tenant} is {count} changes behind");
-            let why = "Questions are answered rightly, and slowly: the database searches what the index lacks.";
-            let mend = "It follows by itself while a server runs. If it does not, the server's log says why; a shard that is \
-                        moved away while no server runs is written anew.";
-            Finding::new(Severity::Warning, CHECK, what, why, mend)
-        })),
-        Err(error) => failed(report, CHECK, &error),
-    }
-}
-
-async fn jobs(report: &mut Report, dispatch: &mut PgConnection) {
-    const CHECK: &str = "jobs.failed";
-    let found: Result<Vec<(Uuid, i64)>, _> = sqlx::query_as(
-        "select tenant_id, count(*) from job where state = 'failed' and due_at > clock_timestamp() - interval '1 day'
-         group by tenant_id order by 2 desc, 1 limit $1",
-    )
-    .bind(LISTED)
-    .fetch_all(dispatch)
-    .await;
-    match found {
-        Ok(rows) => report.findings.extend(rows.into_iter().map(|(tenant, count)| {
-            let what = format!("{count} jobs of tenant {tenant} that were due in the last day failed");
-            let why = "These documents, or their new versions, cannot be found.";
-            let mend = "The tenant sees each document's reason (GET /documents/{id}, error_msg) and tries them again with \
-                        POST /documents/reprocess_failed.";
-            Finding::new(Severity::Warning, CHECK, what, why, mend)
-        })),
-        Err(error) => failed(report, CHECK, &error),
-    }
+/// Lets the statements of this transaction read for long.
+async fn patient(tx: &mut TenantTransaction, operation: &'static str) -> Result<(), StoreError> {
+    sqlx::query("select set_config('statement_timeout', $1, true)")
+        .bind(PATIENCE)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed(operation))?;
+    Ok(())
 }

@@ -10,6 +10,12 @@ use crate::store::error::{ErrorKind, StoreError};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
+/// The newest migration that this version knows.
+#[must_use]
+pub fn newest() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
 /// Brings the schema up to date and makes the model's partition of embeddings.
 ///
 /// # Errors

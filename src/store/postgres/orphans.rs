@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::error::failed;
 use crate::domain::ids::{NamespaceId, TenantId};
 use crate::store::error::StoreError;
-use crate::store::handles::{Stores, TenantWriter};
+use crate::store::handles::{Stores, TenantReader, TenantWriter};
 
 /// Uploads that are compared with the database in one statement.
 const PAGE: usize = 1000;
@@ -43,6 +43,11 @@ impl TenantWriter {
     /// # Errors
     /// `Unavailable` or `Timeout`; what is left is found again.
     pub async fn orphans_remove(&self, before: DateTime<Utc>) -> Result<Orphans, StoreError> {
+        self.orphans(before, true).await
+    }
+
+    /// Counts them, and removes them if asked to.
+    pub(super) async fn orphans(&self, before: DateTime<Utc>, remove: bool) -> Result<Orphans, StoreError> {
         let inner = &self.stores.inner;
         let tenant = self.scope.tenant();
         let mut orphans = Orphans::default();
@@ -53,7 +58,9 @@ impl TenantWriter {
                 let named: BTreeSet<Uuid> =
                     self.uploads_named(namespace, &uploads).await?.into_iter().collect();
                 for file in page.iter().filter(|file| file.unfinished || !named.contains(&file.upload)) {
-                    inner.uploads.remove_file(file).await?;
+                    if remove {
+                        inner.uploads.remove_file(file).await?;
+                    }
                     orphans.uploads += 1;
                 }
             }
@@ -61,15 +68,23 @@ impl TenantWriter {
         for partition in inner.vectors.partitions(tenant).await? {
             // Identifiers are never reused: one that is not there now never will be.
             if self.corpus_get_by_id(partition.namespace()).await?.is_none() {
-                inner.vectors.remove(&partition).await?;
+                if remove {
+                    inner.vectors.remove(&partition).await?;
+                }
                 orphans.indexes += 1;
             }
         }
         Ok(orphans)
     }
+}
 
+impl TenantReader {
     /// Which of these uploads a version of a document names.
-    async fn uploads_named(&self, namespace: NamespaceId, uploads: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    pub(super) async fn uploads_named(
+        &self,
+        namespace: NamespaceId,
+        uploads: &[Uuid],
+    ) -> Result<Vec<Uuid>, StoreError> {
         let mut tx = self.begin().await?;
         let named = sqlx::query_scalar(
             "select upload_id from document_version

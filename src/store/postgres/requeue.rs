@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::documents::namespace_lock;
 use super::error::failed;
+use super::transaction::TenantTransaction;
 use crate::store::error::StoreError;
 use crate::store::handles::CorpusWriter;
 
@@ -19,7 +20,6 @@ impl CorpusWriter {
     pub async fn documents_requeue(&self) -> Result<u64, StoreError> {
         const OPERATION: &str = "document.requeue";
         let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
-        let postgres = self.reader.postgres();
         let mut tx = self.reader.begin().await?;
         namespace_lock(&mut tx, self.partition.namespace()).await?;
         let failures: Vec<(String, i64)> = sqlx::query_as(
@@ -34,11 +34,26 @@ impl CorpusWriter {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        if failures.is_empty() {
+        let again = self.process_again(&mut tx, failures, "failed").await?;
+        tx.commit().await?;
+        Ok(again)
+    }
+
+    /// Puts these versions of documents back, of those that are in this state and whose content is kept.
+    pub(super) async fn process_again(
+        &self,
+        tx: &mut TenantTransaction,
+        versions: Vec<(String, i64)>,
+        state: &str,
+    ) -> Result<u64, StoreError> {
+        const OPERATION: &str = "document.again";
+        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
+        let postgres = self.reader.postgres();
+        if versions.is_empty() {
             return Ok(0);
         }
-        let jobs: Vec<Uuid> = failures.iter().map(|_| postgres.ids.uuid()).collect();
-        let (documents, versions): (Vec<String>, Vec<i64>) = failures.into_iter().unzip();
+        let jobs: Vec<Uuid> = versions.iter().map(|_| postgres.ids.uuid()).collect();
+        let (documents, versions): (Vec<String>, Vec<i64>) = versions.into_iter().unzip();
         // Jobs before documents, as everybody locks them.
         sqlx::query(
             "delete from job where tenant_id = $1 and job_id in (
@@ -48,7 +63,7 @@ impl CorpusWriter {
         .bind(tenant)
         .bind(namespace)
         .bind(&documents)
-        .execute(&mut *tx)
+        .execute(&mut **tx)
         .await
         .map_err(failed(OPERATION))?;
         let again = sqlx::query(
@@ -56,7 +71,7 @@ impl CorpusWriter {
                  update document d set status = 'pending', error = null, updated_at = $6
                  from unnest($3::text[], $4::bigint[], $5::uuid[]) as n(document_id, version, job_id)
                  where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id
-                     and d.version = n.version and d.status = 'failed'
+                     and d.version = n.version and d.status = $7
                  returning n.job_id, d.document_id, d.version, d.track_id, d.content_length)
              insert into job (tenant_id, job_id, namespace_id, kind, document_id, version, track_id, state, cost,
                  upload, due_at, created_at, updated_at)
@@ -71,10 +86,10 @@ impl CorpusWriter {
         .bind(&versions)
         .bind(&jobs)
         .bind(postgres.clock.now())
-        .execute(&mut *tx)
+        .bind(state)
+        .execute(&mut **tx)
         .await
         .map_err(failed(OPERATION))?;
-        tx.commit().await?;
         Ok(again.rows_affected())
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::index::EdgeIndex;
 use super::slot::State;
+use crate::domain::ids::ChunkId;
 use crate::store::error::StoreError;
 use crate::store::partition::Partition;
 use crate::store::vector::Point;
@@ -33,6 +34,23 @@ impl EdgeIndex {
             && let Some(shard) = &served.shard
         {
             shard.upsert(tag, &[point]).map_err(|fault| fault.into_store(operation))?;
+        }
+        Ok(())
+    }
+
+    /// Loses a point of a shard, which must be open.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub async fn laboratory_lose(&self, shard_of: &Partition, chunk: ChunkId) -> Result<(), StoreError> {
+        let operation = "laboratory.lose";
+        let slot = self.inner.slot(shard_of);
+        let _writer = slot.writer.lock().await;
+        let state = self.inner.reading(&slot).await.map_err(|fault| fault.into_store(operation))?;
+        if let State::Served(served) = &*state
+            && let Some(shard) = &served.shard
+        {
+            shard.delete(&[chunk]).map_err(|fault| fault.into_store(operation))?;
         }
         Ok(())
     }

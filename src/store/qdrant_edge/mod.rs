@@ -41,7 +41,7 @@ use self::shard::Shard;
 use self::slot::{Reading, Served, Slot, State};
 use super::error::{ErrorKind, StoreError};
 use super::partition::Partition;
-use super::vector::{Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
+use super::vector::{Entries, Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, TenantId};
 
@@ -187,6 +187,26 @@ impl VectorIndex for EdgeIndex {
         };
         slot.acknowledge(position.map_or(Seq(0), |position| position.applied));
         Ok(position)
+    }
+
+    async fn entries(
+        &self,
+        partition: &Partition,
+        from: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        const OPERATION: &str = "vector.entries";
+        let inner = &self.inner;
+        let slot = inner.slot(partition);
+        let state = inner.reading(&slot).await.map_err(|fault| fault.into_store(OPERATION))?;
+        let listed = blocking(&inner.searches, move || match &*state {
+            State::Served(served) => {
+                let shard = served.shard.as_ref();
+                shard.map_or_else(|| Ok(Entries::default()), |shard| shard.entries(from, limit)).map(Some)
+            }
+            _ => Ok(None),
+        });
+        listed.await.map_err(|fault| fault.into_store(OPERATION))
     }
 
     async fn apply(

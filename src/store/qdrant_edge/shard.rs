@@ -14,8 +14,9 @@ use qdrant_edge::{
     Condition, CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard, EdgeSparseVectorParams,
     EdgeVectorParams, FieldCondition, FieldIndexOperations, Filter, HnswIndexConfig, JsonPath, Match,
     NamedQuery, Payload, PayloadFieldSchema, PayloadSchemaType, PointId, PointInsertOperations,
-    PointOperations, PointStruct, QueryEnum, SearchParams, SearchRequest, SparseVector, UpdateOperation,
-    ValueVariants, Vector, VectorInternal, Vectors, WalOptions, WithPayloadInterface, WithVector,
+    PointOperations, PointStruct, QueryEnum, Record, ScoredPoint, ScrollRequest, SearchParams, SearchRequest,
+    SparseVector, UpdateOperation, ValueVariants, Vector, VectorInternal, Vectors, WalOptions,
+    WithPayloadInterface, WithVector,
 };
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use super::settings::EdgeSettings;
 use super::tags::{Tag, Tags};
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
-use crate::store::vector::{Hit, Point, Terms};
+use crate::store::vector::{Entries, Entry, Hit, Point, Terms};
 
 const DENSE: &str = "dense";
 const TERMS: &str = "terms";
@@ -174,6 +175,24 @@ impl Shard {
             tags.extend(read);
         }
         Ok(tags)
+    }
+
+    /// A page of every point, whatever its tag, ordered by chunk.
+    pub(super) fn entries(&self, from: Option<ChunkId>, limit: usize) -> Result<Entries, Fault> {
+        let request = ScrollRequest {
+            offset: from.map(|chunk| PointId::Uuid(chunk.0)),
+            limit: Some(limit),
+            with_payload: Some(WithPayloadInterface::Bool(true)),
+            with_vector: WithVector::Bool(false),
+            ..Default::default()
+        };
+        let edge = self.edge()?;
+        let (records, next) = guarded(|| edge.scroll(request))?;
+        let tagless = || Fault::Damaged("a point without a readable tag".into());
+        let list =
+            records.iter().map(|record| entry(record).ok_or_else(tagless)).collect::<Result<_, _>>()?;
+        let next = next.and_then(|id| if let PointId::Uuid(id) = id { Some(ChunkId(id)) } else { None });
+        Ok(Entries { list, next })
     }
 
     /// The nearest by cosine, best first; equal ones by id.
@@ -348,6 +367,18 @@ fn tag_of(payload: &Payload) -> Option<Tag> {
         tenant: TenantId(id(TENANT)?),
         namespace: NamespaceId(id(NAMESPACE)?),
         version: payload.0.get(VERSION)?.as_i64()?,
+    })
+}
+
+fn entry(record: &Record) -> Option<Entry> {
+    let PointId::Uuid(chunk) = record.id else { return None };
+    let payload = &record.payload.as_ref()?.0;
+    let id = |field: &str| Uuid::parse_str(payload.get(field)?.as_str()?).ok();
+    Some(Entry {
+        tenant: TenantId(id(TENANT)?),
+        namespace: NamespaceId(id(NAMESPACE)?),
+        chunk: ChunkId(chunk),
+        version: payload.get(VERSION)?.as_i64()?,
     })
 }
 

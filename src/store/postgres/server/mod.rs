@@ -152,6 +152,21 @@ impl PrivateServer {
         Ok(Self { layout, secrets, superuser, pid, adopted, state, stop, watch, _lock: lock.clone() })
     }
 
+    /// The superuser's address and the programs of a private PostgreSQL that runs, whoever watches it.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn reach(
+        paths: &ServerPaths,
+        settings: &ServerSettings,
+        entropy: &dyn Entropy,
+    ) -> Result<(PgConnectOptions, PathBuf), ServerError> {
+        let layout = Layout::resolve(paths, settings)?;
+        let superuser = secrets::load_or_create(&layout.secrets_dir, cluster::SUPERUSER, entropy)?;
+        let address = connect_options(&layout, cluster::SUPERUSER, &superuser, "postgres");
+        Ok((address, layout.install))
+    }
+
     /// The address of a role's connection to `database`. It holds the role's secret, which its `Debug`
     /// form shows: never log it.
     #[must_use]
