@@ -1,12 +1,14 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench bench-full fmt lint deny
+.PHONY: help setup run test soak simulate fuzz bench bench-full fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
 CASES ?= 5000
 ROUNDS ?= 200
+SEED ?=
+SEEDS ?= 100000
 TARGET ?= tokens
 SECONDS ?= 600
 
@@ -25,9 +27,14 @@ test: setup ## Set up and run the whole suite
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
 
-soak: setup ## Search long for faults: CASES inputs for each property and fuzz target, ROUNDS kills of a server under load
+soak: setup ## Search long for faults: CASES inputs for each property and fuzz target, SEEDS interleavings, ROUNDS kills of a server under load
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features laboratory --test suite -- fuzzing:: any_body:: damaged_files::
+	@$(MAKE) --no-print-directory simulate SEED=
 	BULKHEAD_ROUNDS=$(ROUNDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture crashes::storm::
+
+simulate: ## Replay the simulation of SEED with its history; without one, run SEEDS interleavings
+	BULKHEAD_SEED=$(SEED) BULKHEAD_SEEDS=$(SEEDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture \
+		simulation::no_interleaving_
 
 fuzz: ## Fuzz TARGET by coverage for SECONDS; wants cargo-fuzz (cargo install cargo-fuzz)
 	$(CARGO) fuzz run --sanitizer none $(TARGET) tests/corpus/$(TARGET) -- -max_total_time=$(SECONDS)

@@ -59,6 +59,8 @@ mod row_level_security;
 mod running;
 mod server;
 mod settings;
+#[cfg(feature = "laboratory")]
+mod simulation;
 mod site;
 mod store;
 mod store_races;

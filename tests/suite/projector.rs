@@ -415,7 +415,7 @@ async fn the_sweep_finds_what_nobody_asked_for_and_stopping_makes_it_durable() {
     // A deletion wants a new generation, here at once, so that no byte of what was deleted stays.
     let generations = rig.projector.counts().rebuilds;
     corpora[0].documents_delete(&["a".to_owned()]).await.expect("deleted");
-    rig.projector.kick(&corpora[0]);
+    rig.projector.kick(corpora[0].partition());
     rig.until_equal(&corpora[0]).await;
     let rebuilt = async {
         while rig.projector.counts().rebuilds == generations {
@@ -454,7 +454,7 @@ async fn a_suspended_tenant_waits_and_a_deleted_namespace_leaves_no_index() {
     // A handle from before the deletion brings nothing back.
     for corpus in &corpora[1..] {
         let _refused = rig.projector.project(corpus).await;
-        rig.projector.kick(corpus);
+        rig.projector.kick(corpus.partition());
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     for corpus in &corpora {

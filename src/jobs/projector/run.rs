@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::lane::{Lane, State};
+use super::source::Projected;
 use super::{Inner, Order, Place};
 use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::store::postgres::projection::History;
-use crate::store::{Corpus, ErrorKind, StoreError};
+use crate::store::{ErrorKind, StoreError};
 use crate::tenancy::reauthorise;
 
 const OPERATION: &str = "partition.project";
@@ -29,8 +30,8 @@ fn stopping() -> StoreError {
 impl Inner {
     /// A run that somebody waits for. Also tells whether the index wants to be written anew, which is left to
     /// the background.
-    pub(super) async fn project(&self, corpus: &Corpus) -> (Result<Seq, StoreError>, bool) {
-        let lane = self.lane(super::place_of(corpus));
+    pub(super) async fn project(&self, corpus: &dyn Projected) -> (Result<Seq, StoreError>, bool) {
+        let lane = self.lane(super::place_of(corpus.partition()));
         let ticket = lane.ticket();
         let mut state = lane.state.lock().await;
         if let Some(shared) = state.shared(ticket) {
@@ -61,7 +62,7 @@ impl Inner {
             // Looked at without opening the index.
             Ok(Some(corpus)) if !order.catch_up && !order.flush && !corpus.index_wants_rebuild().await => {}
             // A run logs its own failures.
-            Ok(Some(corpus)) => drop(self.run(&lane, &mut state, &corpus, order).await),
+            Ok(Some(corpus)) => drop(self.run(&lane, &mut state, corpus.as_ref(), order).await),
             // Suspended, deleted, or the namespace is gone, whose index goes with it.
             Ok(None) => lane.clean(),
             Err(error) => {
@@ -80,13 +81,13 @@ impl Inner {
         Ok((own, self.places.acquire().await.map_err(|_| stopping())?))
     }
 
-    async fn open(&self, (tenant, namespace): Place) -> Result<Option<Corpus>, StoreError> {
+    async fn open(&self, (tenant, namespace): Place) -> Result<Option<Arc<dyn Projected>>, StoreError> {
         let permit = reauthorise(self.directory.as_ref(), tenant, "projection").await.map_err(|error| {
             StoreError::new(ErrorKind::Unavailable, "projector", OPERATION, "the directory is away")
                 .with_source(error)
         })?;
         match permit {
-            Some(permit) => self.stores.background(&permit).corpus_get_by_id(namespace).await,
+            Some(permit) => self.source.open(&permit, namespace).await,
             None => Ok(None),
         }
     }
@@ -95,12 +96,12 @@ impl Inner {
         &self,
         lane: &Lane,
         state: &mut State,
-        corpus: &Corpus,
+        corpus: &dyn Projected,
         order: Order,
     ) -> Result<Seq, StoreError> {
         let run = lane.begin();
         let result = self.carry_out(lane, state, corpus, order).await;
-        self.ended(lane, state, run, super::place_of(corpus), &result);
+        self.ended(lane, state, run, super::place_of(corpus.partition()), &result);
         result
     }
 
@@ -130,7 +131,7 @@ impl Inner {
         &self,
         lane: &Lane,
         state: &mut State,
-        corpus: &Corpus,
+        corpus: &dyn Projected,
         order: Order,
     ) -> Result<Seq, StoreError> {
         if self.stopping.is_cancelled() {
@@ -151,7 +152,12 @@ impl Inner {
     }
 
     /// Follows the history to its end; when that cannot be, writes the index anew, once, and follows from there.
-    async fn catch_up(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<Seq, StoreError> {
+    async fn catch_up(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<Seq, StoreError> {
         match self.follow(lane, state, corpus).await {
             Ok(Followed::End(seq)) => return Ok(seq),
             Ok(Followed::Broken) => {}
@@ -170,7 +176,12 @@ impl Inner {
         }
     }
 
-    async fn follow(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<Followed, StoreError> {
+    async fn follow(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<Followed, StoreError> {
         let page = i64::try_from(self.settings.page).unwrap_or(i64::MAX);
         let position = corpus.index_position().await?;
         let mut since = position.map_or(Seq(0), |position| position.applied);
@@ -206,10 +217,16 @@ impl Inner {
         }
     }
 
-    async fn rebuild(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<(), StoreError> {
+    async fn rebuild(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<(), StoreError> {
         let page = i64::try_from(self.settings.page).unwrap_or(i64::MAX);
         // Left unfinished, a new generation leaves nothing behind.
         let from = tokio::select! {
+            biased;
             () = self.stopping.cancelled() => return Err(stopping()),
             from = corpus.index_rebuild(&self.consumer, page) => from?,
         };
@@ -223,7 +240,12 @@ impl Inner {
         Ok(())
     }
 
-    async fn make_durable(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<(), StoreError> {
+    async fn make_durable(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<(), StoreError> {
         if corpus.index_position().await?.is_none() {
             lane.clean();
             return Ok(());
