@@ -1,7 +1,8 @@
 //! What is done to an index with the system of record at hand: made durable, written anew, forgotten.
 //!
-//! **Invariant:** history that an index still needs is kept: what is durable is registered after it is, and where a
-//! new generation begins is registered before its first page is read.
+//! **Invariant:** history that an index still needs is kept: what is durable is registered after it is, and what a
+//! new generation will need before its first page is read.
+//! **Invariant:** an index that is not finished lags, to whoever looks at what is registered.
 
 use async_trait::async_trait;
 
@@ -19,6 +20,8 @@ use crate::domain::ids::ChunkId;
 pub trait Record: Send + Sync {
     /// Its history as it stands now; `None` when the namespace is there no more.
     async fn seq_now(&self) -> Result<Option<Seq>, StoreError>;
+    /// Registers that a consumer needs the history after `seq`, though it may have passed it before.
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError>;
     /// Registers how far a consumer has come, and forgets the history that all have passed.
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError>;
     /// A page of all points, ordered by chunk.
@@ -55,8 +58,9 @@ pub async fn rebuild(
     // As it stands now, not when the handle was opened: a point that went in between is in no page and would be in
     // no history that was kept.
     let from = record.seq_now().await?.unwrap_or(opened);
-    // Registered first, so that the history from here on is kept until it was applied.
-    record.consumer_pass(consumer, from).await?;
+    // Registered first, so that the history from here on is kept until it was applied. One behind: broken off, by a
+    // crash too, the index lags until it is begun again.
+    record.consumer_hold(consumer, Seq((from.0 - 1).max(0))).await?;
     let mut rebuild = index.rebuild(partition).await?;
     let mut after = None;
     loop {
@@ -66,6 +70,7 @@ pub async fn rebuild(
         rebuild.add(points).await?;
     }
     rebuild.finish(from).await?;
+    record.consumer_pass(consumer, from).await?;
     Ok(from)
 }
 

@@ -35,6 +35,7 @@ struct Observed {
     flushes: AtomicUsize,
     away: AtomicBool,
     damaged: AtomicBool,
+    unwritable: AtomicBool,
     slow: AtomicBool,
 }
 
@@ -86,6 +87,9 @@ impl VectorIndex for Observed {
     }
 
     async fn rebuild(&self, partition: &Partition) -> Result<Box<dyn Rebuild>, StoreError> {
+        if self.unwritable.load(Ordering::Relaxed) {
+            return Err(StoreError::new(ErrorKind::Unavailable, "observed", "rebuild", "the disk is full"));
+        }
         self.index.rebuild(partition).await
     }
 
@@ -153,6 +157,7 @@ impl Rig {
             flushes: AtomicUsize::new(0),
             away: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            unwritable: AtomicBool::new(false),
             slow: AtomicBool::new(false),
         });
         let uploads = Uploads::in_folder(&database.folder().join("uploads")).expect("uploads");
@@ -339,6 +344,31 @@ async fn an_index_that_is_lost_damaged_or_ahead_is_written_anew() {
     rig.projector.project(&*rig.corpus(&alice, "default").await).await.expect("projected");
     rig.assert_equal(&corpus).await;
     assert_eq!(rig.projector.counts().rebuilds, 3);
+    rig.stop().await;
+}
+
+/// Found by the simulation: the position was registered before the new generation was there, so that nothing lagged.
+#[tokio::test]
+async fn an_index_that_could_not_be_written_anew_is_tried_again_though_nobody_asks() {
+    let rig = Rig::start(settings()).await;
+    let alice = rig.database.tenant("alice").await;
+    let corpus = rig.corpus(&alice, "default").await;
+    rig.ingest(&corpus, "a", 20).await;
+    rig.projector.project(&corpus).await.expect("projected");
+    rig.projector.flush().await;
+    rig.index.index.close().await;
+    std::fs::remove_dir_all(&rig.folder).expect("removed");
+    std::fs::create_dir(&rig.folder).expect("folder");
+    let rig = rig.crashed(settings());
+    let corpus = rig.corpus(&alice, "default").await;
+    rig.index.unwritable.store(true, Ordering::Relaxed);
+    rig.projector.project(&corpus).await.expect_err("the disk is full");
+    rig.index.unwritable.store(false, Ordering::Relaxed);
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(rig.projector.clone().run(shutdown.clone()));
+    rig.until_equal(&corpus).await;
+    shutdown.cancel();
+    running.await.expect("ended");
     rig.stop().await;
 }
 

@@ -36,7 +36,7 @@ pub enum Broken {
     AttemptsUncounted,
     /// A deletion leaves nothing in the history.
     TombstoneForgotten,
-    /// History goes when one consumer has passed it, though another has not.
+    /// History goes when one consumer has passed it, though another has not, which then does not notice.
     HistoryForgottenEarly,
     /// What came last is applied first.
     OutOfOrder,

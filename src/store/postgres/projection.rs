@@ -210,6 +210,26 @@ impl Corpus {
         upkeep::flush(&Rows(self), self.vectors(), &self.partition, consumer).await
     }
 
+    /// Registers that a consumer needs the history after `seq`, though it may have passed it before.
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        let mut tx = self.reader.begin().await?;
+        sqlx::query(
+            "insert into consumer as c (tenant_id, namespace_id, consumer, seq, updated_at)
+             select $1, $2, $3, $4, $5 from namespace n where n.tenant_id = $1 and n.namespace_id = $2 for share
+             on conflict (tenant_id, namespace_id, consumer) do update
+                 set seq = least(c.seq, excluded.seq), updated_at = excluded.updated_at",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(consumer)
+        .bind(seq.0)
+        .bind(self.reader.postgres().clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("consumer.hold"))?;
+        tx.commit().await
+    }
+
     /// Registers how far a consumer has come, and forgets the history that all have passed.
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
         let now = self.reader.postgres().clock.now();
@@ -275,6 +295,10 @@ impl upkeep::Record for Rows<'_> {
     async fn seq_now(&self) -> Result<Option<Seq>, StoreError> {
         let opened = self.0.reader.corpus_get_by_id(self.0.partition.namespace()).await?;
         Ok(opened.map(|corpus| corpus.seq))
+    }
+
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        self.0.consumer_hold(consumer, seq).await
     }
 
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {

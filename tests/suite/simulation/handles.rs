@@ -202,6 +202,12 @@ impl upkeep::Record for Opened {
         self.database().ask("namespace.get", seq).await
     }
 
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        let (place, consumer) = (self.place(), consumer.to_owned());
+        let hold = move |record: &mut Record, _: &World| record.consumer_hold(place, &consumer, seq);
+        self.database().ask("consumer.hold", hold).await
+    }
+
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
         let (place, consumer) = (self.place(), consumer.to_owned());
         let pass = move |record: &mut Record, world: &World| {

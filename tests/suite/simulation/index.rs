@@ -166,6 +166,11 @@ impl VectorIndex for ModelIndex {
 
     async fn search(&self, partition: &Partition, query: &VectorQuery) -> Result<Option<Found>, StoreError> {
         self.world.delay().await;
+        if self.fault() == Some(Fault::Panicked) {
+            self.with(partition, |slot| slot.suffer(Fault::Panicked));
+            self.trace(partition, || "a search panicked".to_owned());
+            return Err(Fault::Panicked.tell("vector.search"));
+        }
         Ok(self.with(partition, |slot| {
             slot.settle();
             let (points, applied) = slot.open.as_ref()?;
