@@ -30,6 +30,7 @@ use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
 use crate::store::postgres::leases::LeaseTerms;
 use crate::store::{Audit, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
+use purge::TenantJobs;
 pub use queue::{Queue, Target};
 
 /// Bounds on background work.
@@ -85,13 +86,6 @@ pub struct Workers {
     slots: Arc<Semaphore>,
     places: Places,
     stages: Arc<Stages>,
-}
-
-/// What jobs about a whole tenant need: its purge, and its change of model.
-#[derive(Clone)]
-struct TenantJobs {
-    stores: Stores,
-    audit: Audit,
 }
 
 /// Jobs that were leased together.

@@ -6,6 +6,7 @@
 mod conformance;
 mod executor;
 mod handles;
+mod history;
 mod index;
 mod invariants;
 mod record;

@@ -2,11 +2,19 @@
 
 use std::time::Duration;
 
-use super::{TenantJobs, Workers, away};
+use super::{Workers, away};
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::pipeline::process::ProcessError;
 use crate::store::postgres::jobs::LeasedJob;
+use crate::store::{Audit, Stores};
 use crate::tenancy;
+
+/// What jobs about a whole tenant need: its purge, and its change of model.
+#[derive(Clone)]
+pub(super) struct TenantJobs {
+    pub(super) stores: Stores,
+    pub(super) audit: Audit,
+}
 
 impl Workers {
     pub(super) async fn purge(&self, whole: &TenantJobs, job: &LeasedJob) -> Result<(), ProcessError> {
