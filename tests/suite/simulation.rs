@@ -14,10 +14,16 @@ mod script;
 mod server;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use executor::World;
+use index::ModelIndex;
 use script::{Outcome, simulate};
 use uuid::Uuid;
+
+use crate::conformance_vectors as suite;
 
 /// Seeds that `make test` runs.
 const SEEDS: u64 = 2000;
@@ -121,6 +127,37 @@ fn a_seed_always_gives_the_same_history() {
             "seed {seed}: looking changes nothing"
         );
     }
+}
+
+/// Runs one behaviour over an index of its own, in a world of its own.
+fn alone<F: Future<Output = ()> + Send + 'static>(behaviour: impl FnOnce(Arc<ModelIndex>) -> F) {
+    let world = World::new(1, false);
+    let work = behaviour(Arc::new(ModelIndex::new(&world, None)));
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ended);
+    world.spawn(1, async move {
+        work.await;
+        end.store(true, Ordering::Relaxed);
+    });
+    world.run(Duration::from_hours(1), || ());
+    assert!(ended.load(Ordering::Relaxed), "it came to its end");
+    world.end();
+}
+
+/// Those that ask for no vectors, which the model does not compare.
+#[test]
+fn the_model_of_an_index_does_what_every_index_must_do() {
+    macro_rules! behaviours {
+        ($($behaviour:ident),*) => {$(alone(|index| async move { suite::$behaviour(index.as_ref()).await });)*};
+    }
+    behaviours!(
+        a_search_sees_only_its_partition,
+        a_partition_without_an_index_is_none,
+        changes_without_points_count,
+        the_same_changes_again_change_nothing,
+        a_removed_partition_stays_removed,
+        a_rebuild_replaces_what_was_there
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use bulkhead::domain::ids::{ChunkId, IdSource, ModelId, NamespaceName};
 use bulkhead::domain::limits::Limits;
 use bulkhead::store::postgres::Postgres;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
-use bulkhead::store::postgres::ingest::ProcessedDocument;
+use bulkhead::store::postgres::ingest::{NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::{IngestTask, LeasedJob, Progress};
 use bulkhead::store::postgres::leases::LeaseTerms;
 use bulkhead::store::postgres::projection::{Changes, History};
@@ -223,9 +223,9 @@ impl Pair {
         let tasks = self.held[recent..].iter().filter(|(other, ..)| other == at);
         let mut documents: BTreeMap<String, ProcessedDocument> = BTreeMap::new();
         for task in tasks.filter_map(|(.., task)| task.as_ref()) {
-            let mut chunks: Vec<_> =
-                (0..1 + self.below(3)).map(|n| chunk(i32::try_from(n).expect("small"), "word")).collect();
-            chunks.iter_mut().for_each(|chunk| chunk.chunk = ChunkId(self.world.uuid()));
+            let word = |n| NewChunk { chunk: ChunkId(self.world.uuid()), ..chunk(n, "word") };
+            let last = i32::try_from(self.below(3)).expect("small");
+            let chunks = (0..=last).map(word).collect();
             let (job, lease, version) = (task.job, task.lease, task.version);
             let document_id = task.document_id.clone();
             documents.insert(

@@ -36,6 +36,9 @@ use super::record::{Place, Record};
 /// The process of the database, which does not end with a server.
 pub const DATABASE: Process = 0;
 
+/// A commit, as it was sent.
+pub type Sent = (Place, Vec<ProcessedDocument>);
+
 /// The database.
 #[derive(Clone)]
 pub struct Database {
@@ -44,8 +47,8 @@ pub struct Database {
     pub tenants: Arc<Mutex<BTreeMap<TenantId, TenantState>>>,
     /// One message in so many goes wrong; 0: none.
     pub faults: Arc<Mutex<u64>>,
-    /// The latest commits that were sent.
-    pub sent: Arc<Mutex<Vec<(Place, Vec<ProcessedDocument>)>>>,
+    /// Every commit that was sent.
+    pub sent: Arc<Mutex<Vec<Sent>>>,
 }
 
 impl Database {
@@ -83,13 +86,11 @@ impl Database {
             let _ = tell.send(done);
         });
         let answer = told.await;
-        match (answer, fault) {
-            (Ok(answer), None) => Ok(answer),
-            _ => {
-                self.world.trace(|| format!("{operation}: done, but the answer was lost"));
-                away()
-            }
+        if let (Ok(answer), None) = (answer, fault) {
+            return Ok(answer);
         }
+        self.world.trace(|| format!("{operation}: done, but the answer was lost"));
+        away()
     }
 }
 
@@ -142,7 +143,7 @@ impl Handles {
         let found = self.database.ask("namespace.get", move |record, _| {
             let seq = Seq(record.namespaces.get(&place)?.seq);
             let is_stale = record.broken == Some(Broken::RebuiltFromBefore);
-            let stale = is_stale.then(|| record.point_page(place, None, i64::MAX)).unwrap_or_default();
+            let stale = if is_stale { record.point_page(place, None, i64::MAX) } else { Vec::new() };
             Some((seq, stale))
         });
         let Some((seq, stale)) = found.await? else { return Ok(None) };
@@ -211,7 +212,7 @@ impl upkeep::Record for Opened {
     async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
         let (place, consumer) = (self.place(), consumer.to_owned());
         let pass = move |record: &mut Record, world: &World| {
-            record.consumer_pass(place, &consumer, seq, world.now())
+            record.consumer_pass(place, &consumer, seq, world.now());
         };
         self.database().ask("consumer.pass", pass).await
     }

@@ -1,6 +1,6 @@
 //! A vector index as a model: what is applied, what a crash leaves of it, and the ways in which calls go wrong.
 //!
-//! The conformance suite of vector indexes that real shards pass runs over it too, as far as it asks for no vectors.
+//! It passes the conformance suite that real shards pass, as far as that asks for no vectors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -314,7 +314,7 @@ impl VectorIndex for ModelIndex {
 
     async fn wants_rebuild(&self, partition: &Partition) -> bool {
         let now = self.world.elapsed();
-        let old = |since: Duration| now - since >= Duration::from_secs(20);
+        let old = |since: Duration| now >= since + Duration::from_secs(20);
         self.with(partition, |slot| !slot.removed && slot.disk.deleted_since.is_some_and(old))
     }
 

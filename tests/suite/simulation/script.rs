@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bulkhead::domain::clock::Clock;
 use bulkhead::domain::ids::{ModelId, TenantId};
-use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::vector::{VectorIndex, VectorQuery};
 use bulkhead::store::{Partition, StoreError};
 use bulkhead::tenancy::TenantState;
@@ -13,7 +12,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::executor::World;
-use super::handles::{Database, Handles, Opened};
+use super::handles::{Database, Handles, Opened, Sent};
 use super::index::ModelIndex;
 use super::invariants::{Ledger, Written, hold, nothing_lost, unsettled};
 use super::record::{Place, Record};
@@ -359,7 +358,7 @@ impl Simulation {
 
     /// A commit that was sent long ago arrives once more.
     fn repeat_a_commit(&self, at: usize) {
-        let sent: Vec<(Place, Vec<ProcessedDocument>)> = self.database.sent.lock().clone();
+        let sent: Vec<Sent> = self.database.sent.lock().clone();
         if sent.is_empty() {
             return;
         }
