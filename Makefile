@@ -1,12 +1,14 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench bench-full bench-micro fmt lint deny
+.PHONY: help setup run test soak simulate fuzz bench bench-full bench-micro fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
 CASES ?= 5000
 ROUNDS ?= 200
+SEED ?=
+SEEDS ?= 100000
 TARGET ?= tokens
 SECONDS ?= 600
 TARGETS := $(notdir $(wildcard tests/corpus/*))
@@ -26,11 +28,16 @@ test: setup ## Set up and run the whole suite
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
 
-soak: setup ## Search long for faults: CASES inputs for each property, ROUNDS kills of a server under load, SECONDS of each fuzz target
+soak: setup ## Search long for faults: CASES inputs for each property, SEEDS interleavings, ROUNDS kills under load, SECONDS of each fuzz target
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --features laboratory --test suite -- fuzzing:: any_body:: damaged_files::
+	@$(MAKE) --no-print-directory simulate SEED=
 	BULKHEAD_ROUNDS=$(ROUNDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture crashes::storm::
 	BULKHEAD_FLOOD=50000 $(CARGO) test --release --features laboratory --test suite -- --nocapture faults::
 	for target in $(TARGETS); do $(MAKE) fuzz TARGET=$$target || exit 1; done
+
+simulate: ## Replay the simulation of SEED with its history; without one, run SEEDS interleavings
+	BULKHEAD_SEED=$(SEED) BULKHEAD_SEEDS=$(SEEDS) $(CARGO) test --release --features laboratory --test suite -- --nocapture \
+		simulation::no_interleaving_
 
 fuzz: ## Fuzz TARGET by coverage for SECONDS, on the stable toolchain; wants a C++ compiler
 	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/rustc.sh $(CARGO) build --release --package bulkhead-fuzz --bin $(TARGET)

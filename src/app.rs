@@ -358,7 +358,7 @@ impl Server {
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
         let kick = {
             let projector = projector.clone();
-            Arc::new(move |corpus: &Corpus| projector.kick(corpus)) as OnBehind
+            Arc::new(move |corpus: &Corpus| projector.kick(corpus.partition())) as OnBehind
         };
         let engine = Engine::new(
             models.clone(),

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Foundation, Settings};
+use crate::domain::ids::ModelId;
 use crate::domain::lexical::Lexicon;
 use crate::inference::{Embedder, Models};
 use crate::jobs::projector::Projector;
@@ -14,7 +15,7 @@ use crate::jobs::worker::Workers;
 use crate::pipeline::chunk::{ChunkSettings, Chunker};
 use crate::pipeline::extract::{ExtractSettings, Extractor};
 use crate::pipeline::parse::Parser;
-use crate::pipeline::process::{Pipeline, Pipelines};
+use crate::pipeline::process::{Pipeline, Pipelines, Steps};
 use crate::store::StoreError;
 use crate::tenancy::Directory;
 
@@ -38,8 +39,8 @@ impl Background {
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let program = settings.program.clone().map_or_else(std::env::current_exe, Ok)?;
         let parser = Parser::new(program, settings.parse, settings.ingestion.parsers());
-        let pipeline = |embedder: &Embedder| -> anyhow::Result<Pipeline> {
-            Ok(Pipeline {
+        let pipeline = |embedder: &Embedder| -> anyhow::Result<(ModelId, Arc<dyn Steps>)> {
+            let pipeline = Pipeline {
                 parser: parser.clone(),
                 chunker: Chunker::new(
                     &embedder.tokenizer(),
@@ -54,7 +55,8 @@ impl Background {
                 embedder: embedder.clone(),
                 ids: Arc::clone(ids),
                 max_chunks: settings.ingestion.max_chunks,
-            })
+            };
+            Ok((embedder.info().id.clone(), Arc::new(pipeline)))
         };
         let pipelines = models.all().map(pipeline).collect::<anyhow::Result<_>>()?;
         let wake = Arc::new(Notify::new());

@@ -6,5 +6,6 @@ pub mod orphans;
 pub mod partitions;
 mod places;
 pub mod projector;
+pub mod runtime;
 pub mod stages;
 pub mod worker;

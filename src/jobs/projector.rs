@@ -12,26 +12,29 @@
 
 mod lane;
 mod run;
+mod source;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::runtime::{Runtime, Ticks, TokioRuntime};
 use crate::admin::IndexKeeper;
 use crate::domain::Seq;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{NamespaceId, TenantId};
 use crate::store::postgres::examine::IndexExamined;
-use crate::store::{Corpus, ErrorKind, StoreError, Stores};
+use crate::store::{Corpus, ErrorKind, Partition, StoreError, Stores};
 use crate::tenancy::Directory;
 use lane::Lane;
+pub use source::{Projected, Source};
 
 /// Bounds and times of projection.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -103,7 +106,7 @@ struct Counters {
 }
 
 /// A namespace, as the dispatcher knows it.
-type Place = (TenantId, NamespaceId);
+pub type Place = (TenantId, NamespaceId);
 
 /// What a background run is to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,15 +134,16 @@ impl Order {
 }
 
 struct Inner {
-    stores: Stores,
+    source: Arc<dyn Source>,
     directory: Arc<dyn Directory>,
     settings: ProjectorSettings,
     consumer: String,
     clock: Arc<dyn Clock>,
-    lanes: Mutex<HashMap<Place, Arc<Lane>>>,
-    orders: Mutex<HashMap<Place, Order>>,
+    runtime: Arc<dyn Runtime>,
+    lanes: Mutex<BTreeMap<Place, Arc<Lane>>>,
+    orders: Mutex<BTreeMap<Place, Order>>,
     places: Semaphore,
-    shares: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+    shares: Mutex<BTreeMap<TenantId, Arc<Semaphore>>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
     counters: Counters,
@@ -167,13 +171,26 @@ impl Projector {
         node: &str,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        Self::over(Arc::new(stores), directory, settings, node, (clock, Arc::new(TokioRuntime)))
+    }
+
+    /// The same over any source and runtime, whose time is the clock's.
+    #[must_use]
+    pub fn over(
+        source: Arc<dyn Source>,
+        directory: Arc<dyn Directory>,
+        settings: ProjectorSettings,
+        node: &str,
+        (clock, runtime): (Arc<dyn Clock>, Arc<dyn Runtime>),
+    ) -> Self {
         let inner = Inner {
             consumer: format!("vectors:{node}"),
             places: Semaphore::new(settings.concurrent.max(1)),
-            stores,
+            source,
             directory,
             settings,
             clock,
+            runtime,
             lanes: Mutex::default(),
             orders: Mutex::default(),
             shares: Mutex::default(),
@@ -193,15 +210,26 @@ impl Projector {
     /// `Unavailable` or `Timeout`, while stopping too; `Damaged` when the index cannot even be written anew.
     /// The index is behind then, and will be tried again.
     pub async fn project(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
-        let (inner, corpus) = (Arc::clone(&self.inner), corpus.clone());
-        let run = self.inner.tasks.spawn(async move {
-            let (result, wants_upkeep) = inner.project(&corpus).await;
+        self.project_from(Arc::new(corpus.clone())).await
+    }
+
+    /// The same for a namespace of any source.
+    ///
+    /// # Errors
+    /// As [`Projector::project`].
+    pub async fn project_from(&self, corpus: Arc<dyn Projected>) -> Result<Seq, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let (tell, told) = oneshot::channel();
+        let run = async move {
+            let (result, wants_upkeep) = inner.project(corpus.as_ref()).await;
             if wants_upkeep {
-                inner.order(place_of(&corpus), Order::UPKEEP);
+                inner.order(place_of(corpus.partition()), Order::UPKEEP);
             }
-            result
-        });
-        run.await.unwrap_or_else(given_up)
+            // Whoever waited may have gone away.
+            let _ = tell.send(result);
+        };
+        self.inner.runtime.spawn(&self.inner.tasks, Box::pin(run));
+        told.await.unwrap_or_else(given_up)
     }
 
     /// Compares the namespace's index with its rows, once it is up to date with everything committed before the
@@ -228,8 +256,8 @@ impl Projector {
     }
 
     /// Has the namespace's index brought up to date soon. Returns at once; kicks that wait are one.
-    pub fn kick(&self, corpus: &Corpus) {
-        self.inner.order(place_of(corpus), Order::CATCH_UP);
+    pub fn kick(&self, partition: &Partition) {
+        self.inner.order(place_of(partition), Order::CATCH_UP);
     }
 
     /// What was done so far.
@@ -257,21 +285,19 @@ impl Projector {
     pub async fn run(self, shutdown: CancellationToken) {
         let inner = &self.inner;
         let settings = &inner.settings;
-        let every = |milliseconds: u64| {
-            let mut interval = tokio::time::interval(Duration::from_millis(milliseconds.max(1)));
-            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            interval
-        };
+        let every =
+            |milliseconds: u64| Ticks::every(&inner.runtime, Duration::from_millis(milliseconds.max(1)));
         let mut sweep = every(settings.sweep_ms);
         let mut upkeep = every(settings.upkeep_ms);
         let mut flush = every(settings.flush_ms.div_ceil(2));
         let (mut behind, mut kept) = (None, None);
         loop {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => break,
-                _ = sweep.tick() => behind = inner.sweep(behind, false).await,
-                _ = upkeep.tick() => kept = inner.sweep(kept, true).await,
-                _ = flush.tick() => {
+                () = sweep.tick() => behind = inner.sweep(behind, false).await,
+                () = upkeep.tick() => kept = inner.sweep(kept, true).await,
+                () = flush.tick() => {
                     for place in inner.unflushed(Duration::from_millis(settings.flush_ms)) {
                         inner.order(place, Order::FLUSH);
                     }
@@ -286,7 +312,7 @@ impl Projector {
 }
 
 /// The error of a task that ended before its work did.
-fn given_up<T>(error: tokio::task::JoinError) -> Result<T, StoreError> {
+fn given_up<T>(error: impl std::error::Error + Send + Sync + 'static) -> Result<T, StoreError> {
     let words = "a projection was given up";
     Err(StoreError::new(ErrorKind::Internal, "projector", "partition.project", words).with_source(error))
 }
@@ -302,8 +328,8 @@ impl IndexKeeper for Projector {
     }
 }
 
-fn place_of(corpus: &Corpus) -> Place {
-    (corpus.partition().tenant(), corpus.partition().namespace())
+fn place_of(partition: &Partition) -> Place {
+    (partition.tenant(), partition.namespace())
 }
 
 impl Inner {
@@ -323,7 +349,8 @@ impl Inner {
         orders.insert(place, order);
         drop(orders);
         let inner = Arc::clone(self);
-        self.tasks.spawn(async move { inner.background(place, Order::default()).await });
+        let run = async move { inner.background(place, Order::default()).await };
+        self.runtime.spawn(&self.tasks, Box::pin(run));
     }
 
     /// What was ordered for this namespace until now.
@@ -340,7 +367,7 @@ impl Inner {
             return after;
         }
         let listed = i64::try_from(limit).unwrap_or(i64::MAX);
-        match self.stores.projection_backlog(&self.consumer, upkeep, after, listed).await {
+        match self.source.backlog(&self.consumer, upkeep, after, listed).await {
             Ok(places) => {
                 let order = if upkeep { Order::UPKEEP } else { Order::CATCH_UP.and(Order::FLUSH) };
                 for place in &places {

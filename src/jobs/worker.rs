@@ -3,6 +3,8 @@
 //! **Invariant:** work on a job stops when its lease is lost; what it computed is then thrown away.
 //! **Invariant:** a tenant is looked up again before its work begins.
 
+mod purge;
+mod queue;
 mod reembed;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,19 +19,21 @@ use uuid::Uuid;
 
 use super::places::{Place, Places};
 use super::projector::Projector;
+use super::runtime::{Runtime, TokioRuntime};
 use super::stages::Stages;
 use crate::config::crash_point;
-use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
 use crate::inference::EmbedderError;
-use crate::pipeline::process::{Attempts, Draft, Drafts, Pipeline, Pipelines, ProcessError};
+use crate::pipeline::process::{Attempts, Draft, Drafts, Pipelines, ProcessError, Steps};
 use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
 use crate::store::postgres::leases::LeaseTerms;
-use crate::store::{Audit, CorpusWriter, ErrorKind, StoreError, Stores};
+use crate::store::{Audit, ErrorKind, StoreError, Stores};
 use crate::tenancy::{self, Directory};
+use purge::TenantJobs;
+pub use queue::{Queue, Target};
 
 /// Bounds on background work.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -70,17 +74,19 @@ impl IngestionSettings {
 /// The workers of a server.
 #[derive(Clone)]
 pub struct Workers {
-    stores: Stores,
+    queue: Arc<dyn Queue>,
+    /// `None` over a queue that holds no jobs about whole tenants.
+    whole: Option<TenantJobs>,
     directory: Arc<dyn Directory>,
     pipelines: Pipelines,
     projector: Projector,
     settings: Arc<IngestionSettings>,
     clock: Arc<dyn Clock>,
+    runtime: Arc<dyn Runtime>,
     wake: Arc<Notify>,
     node: Uuid,
     slots: Arc<Semaphore>,
     places: Places,
-    audit: Audit,
     stages: Arc<Stages>,
 }
 
@@ -121,20 +127,39 @@ impl Workers {
         node: Uuid,
         audit: Audit,
     ) -> Self {
+        let (queue, runtime) = (Arc::new(stores.clone()), Arc::new(TokioRuntime));
+        let over = Self::over(queue, directory, pipelines, projector, settings, (clock, runtime), wake, node);
+        Self { whole: Some(TenantJobs { stores, audit }), ..over }
+    }
+
+    /// Workers over any queue of documents and any runtime, whose time is the clock's.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the server, made once")]
+    pub fn over(
+        queue: Arc<dyn Queue>,
+        directory: Arc<dyn Directory>,
+        pipelines: Pipelines,
+        projector: Projector,
+        settings: IngestionSettings,
+        (clock, runtime): (Arc<dyn Clock>, Arc<dyn Runtime>),
+        wake: Arc<Notify>,
+        node: Uuid,
+    ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.workers.max(1)));
         let places = Places::new(settings.parsers(), settings.tenant_parsers);
         Self {
-            stores,
+            queue,
+            whole: None,
             directory,
             pipelines,
             projector,
             settings: Arc::new(settings),
             clock,
+            runtime,
             wake,
             node,
             slots,
             places,
-            audit,
             stages: Arc::default(),
         }
     }
@@ -152,6 +177,7 @@ impl Workers {
         let mut turn = 0;
         loop {
             let slot = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 slot = Arc::clone(&self.slots).acquire_owned() => slot,
             };
@@ -166,9 +192,10 @@ impl Workers {
             let Some((jobs, place)) = leased else {
                 drop(slot);
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => break,
                     () = self.wake.notified() => {}
-                    () = tokio::time::sleep(POLL) => {}
+                    () = self.runtime.sleep(POLL) => {}
                 }
                 continue;
             };
@@ -176,11 +203,11 @@ impl Workers {
             let workers = self.clone();
             let tenant = batch.jobs.first().map(|job| job.tenant);
             let span = tracing::error_span!("jobs.batch", tenant = tenant.map(tracing::field::display));
-            let work = async move {
+            let run = async move {
                 workers.batch(batch).await;
                 workers.wake.notify_one();
             };
-            running.spawn(work.instrument(span));
+            self.runtime.spawn(&running, Box::pin(run.instrument(span)));
         }
         running.close();
         running.wait().await;
@@ -192,7 +219,7 @@ impl Workers {
         turns: &mut HashMap<TenantId, u64>,
         turn: &mut u64,
     ) -> Result<Option<(Vec<LeasedJob>, Option<Place>)>, StoreError> {
-        let mut backlog = self.stores.job_backlog(256).await?;
+        let mut backlog = self.queue.backlog(256).await?;
         turns.retain(|tenant, _| backlog.iter().any(|waiting| waiting.tenant == *tenant));
         backlog.sort_by_key(|waiting| turns.get(&waiting.tenant).copied().unwrap_or(0));
         for waiting in backlog {
@@ -206,7 +233,7 @@ impl Workers {
                 uploads: place.is_some(),
                 node: self.node,
             };
-            let leased = self.stores.job_lease(waiting.tenant, terms).await?;
+            let leased = self.queue.lease(waiting.tenant, terms).await?;
             if !leased.is_empty() {
                 let place = place.filter(|_| leased.iter().any(|job| job.upload));
                 return Ok(Some((leased, place)));
@@ -222,10 +249,14 @@ impl Workers {
     async fn batch(&self, batch: Batch) {
         let Batch { jobs, mut turn } = batch;
         let Some(first) = jobs.first() else { return };
-        let done = match first.kind {
-            JobKind::Ingest => self.ingest(&jobs, &mut turn).await,
-            JobKind::PurgeTenant => self.purge(first).await,
-            JobKind::Reembed => self.reembed(first).await,
+        let done = match (first.kind, &self.whole) {
+            (JobKind::Ingest, _) => self.ingest(&jobs, &mut turn).await,
+            (JobKind::PurgeTenant, Some(whole)) => self.purge(whole, first).await,
+            (JobKind::Reembed, Some(whole)) => self.reembed(&whole.stores, first).await,
+            (_, None) => {
+                let words = "a job about a whole tenant in a queue of documents";
+                Err(StoreError::new(ErrorKind::Internal, "worker", "job.begin", words).into())
+            }
         };
         if let Err(error) = done {
             let tenant = first.tenant;
@@ -244,7 +275,7 @@ impl Workers {
             if ran_out || stop.is_cancelled() {
                 return;
             }
-            tokio::time::sleep(REST).await;
+            self.runtime.sleep(REST).await;
         }
     }
 
@@ -252,26 +283,9 @@ impl Workers {
         let attempts = jobs.first().map_or(0, |job| job.attempts);
         let delay = Duration::from_secs(1 << attempts.clamp(0, 6));
         match error.attempts() {
-            Attempts::Unbounded => self.stores.job_release(jobs, delay).await,
-            _ => self.stores.job_retry(jobs, delay).await,
+            Attempts::Unbounded => self.queue.release(jobs, delay).await,
+            _ => self.queue.retry(jobs, delay).await,
         }
-    }
-
-    async fn purge(&self, job: &LeasedJob) -> Result<(), ProcessError> {
-        let permit = tenancy::authorise_purge(self.directory.as_ref(), job.tenant).await.map_err(away)?;
-        let Some(permit) = permit else {
-            self.stores.job_release(std::slice::from_ref(job), Duration::from_mins(5)).await?;
-            return Ok(());
-        };
-        let writer = self.stores.background(&permit);
-        let purged = writer.tenant_purge().await?;
-        tracing::info!(tenant = %job.tenant, %purged, "a deleted tenant's data is gone");
-        let receipt = AuditEntry::new(AuditKind::Admin, "tenant.purge", Decision::Allowed)
-            .because(&purged.to_string())
-            .with_ids([job.job.to_string()]);
-        self.audit.record_upkeep(job.tenant, receipt).await?;
-        writer.job_finish(job.job).await?;
-        Ok(())
     }
 
     async fn ingest(&self, jobs: &[LeasedJob], turn: &mut Turn) -> Result<(), ProcessError> {
@@ -280,16 +294,16 @@ impl Workers {
             tenancy::reauthorise(self.directory.as_ref(), first.tenant, "ingestion").await.map_err(away)?;
         let Some(permit) = permit else {
             // Suspended: its work waits. Deleted: the purge takes its jobs.
-            self.stores.job_release(jobs, Duration::from_secs(5)).await?;
+            self.queue.release(jobs, Duration::from_secs(5)).await?;
             return Ok(());
         };
-        let writer = self.stores.background(&permit);
-        let Some(corpus) = writer.corpus_writer(first.namespace).await? else { return Ok(()) };
+        let Some(corpus) = self.queue.open(&permit, first.namespace).await? else { return Ok(()) };
+        let corpus = corpus.as_ref();
         let model = corpus.partition().model();
         let Some(pipeline) = self.pipelines.get(model) else {
             tracing::warn!(tenant = %first.tenant, model = model.as_str(),
                 "documents wait for a model that this server does not have");
-            self.stores.job_release(jobs, WITHOUT_MODEL).await?;
+            self.queue.release(jobs, WITHOUT_MODEL).await?;
             return Ok(());
         };
         let (spent, fresh): (Vec<&LeasedJob>, Vec<&LeasedJob>) =
@@ -301,8 +315,7 @@ impl Workers {
         }
         let fresh: Vec<LeasedJob> = fresh.into_iter().cloned().collect();
         let tasks = corpus.job_open(&fresh).await?;
-        let held =
-            Held { workers: self, corpus: &corpus, jobs: tasks.iter().map(|t| (t.job, t.lease)).collect() };
+        let held = Held { workers: self, corpus, jobs: tasks.iter().map(|t| (t.job, t.lease)).collect() };
         crash_point("opened");
 
         let mut watch = self.stages.watch(self.clock.as_ref());
@@ -313,14 +326,15 @@ impl Workers {
         }
         for task in tasks {
             let drafts = tokio::select! {
-                drafts = held.keep(Status::Parsing, drafts(pipeline, &corpus, &task)) => drafts,
+                biased;
+                drafts = held.keep(Status::Parsing, drafts(pipeline, corpus, &task)) => drafts,
                 () = turn.stop.cancelled(), if turn.place.is_some() => {
-                    return Ok(self.stores.job_release(&fresh, Duration::ZERO).await?);
+                    return Ok(self.queue.release(&fresh, Duration::ZERO).await?);
                 }
             };
             match drafts {
                 Ok(drafts) => documents.push((task, drafts)),
-                Err(error) => self.task_failed(&corpus, &fresh, &task, &error).await?,
+                Err(error) => self.task_failed(corpus, &fresh, &task, &error).await?,
             }
         }
         if turn.slot.is_none() && !documents.is_empty() {
@@ -338,13 +352,13 @@ impl Workers {
         let known = corpus.embedding_list(&replaced).await?;
         // From the last, so that the places of those before stay what they are.
         let Some(failed) = self.embed(&held, pipeline, &mut documents, &known, &turn.stop).await? else {
-            return Ok(self.stores.job_release(&fresh, Duration::ZERO).await?);
+            return Ok(self.queue.release(&fresh, Duration::ZERO).await?);
         };
         for (at, error) in failed.into_iter().rev() {
             let (task, _) = documents.remove(at);
-            self.task_failed(&corpus, &fresh, &task, &error.into()).await?;
+            self.task_failed(corpus, &fresh, &task, &error.into()).await?;
         }
-        let second = held.keep(Status::Processing, self.second_vectors(&corpus, &documents)).await?;
+        let second = held.keep(Status::Processing, self.second_vectors(corpus, &documents)).await?;
         crash_point("embedded");
         watch.embedded();
 
@@ -362,10 +376,10 @@ impl Workers {
         if documents.is_empty() {
             return Ok(());
         }
-        corpus.documents_commit_with(&documents, second.as_ref()).await?;
+        corpus.documents_commit(&documents, second.as_ref()).await?;
         watch.committed(documents.len(), documents.iter().map(|document| document.chunks.len()).sum());
         crash_point("committed");
-        self.projector.kick(&corpus);
+        self.projector.kick(corpus.partition());
 
         Ok(())
     }
@@ -373,7 +387,7 @@ impl Workers {
     /// The vectors of the model that is being filled, so that a namespace that is written to switches all the same.
     async fn second_vectors(
         &self,
-        corpus: &CorpusWriter,
+        corpus: &dyn Target,
         documents: &[(IngestTask, Drafts)],
     ) -> Result<Option<SecondVectors>, ProcessError> {
         let building = corpus.building().and_then(|model| Some((model, self.pipelines.get(model)?)));
@@ -395,7 +409,7 @@ impl Workers {
     async fn embed(
         &self,
         held: &Held<'_>,
-        pipeline: &Pipeline,
+        pipeline: &dyn Steps,
         documents: &mut [(IngestTask, Drafts)],
         known: &HashMap<[u8; 16], Vec<f32>>,
         stop: &CancellationToken,
@@ -437,7 +451,7 @@ impl Workers {
     /// Ends a task that cannot succeed; puts one back that may.
     async fn task_failed(
         &self,
-        corpus: &CorpusWriter,
+        corpus: &dyn Target,
         jobs: &[LeasedJob],
         task: &IngestTask,
         error: &ProcessError,
@@ -457,18 +471,24 @@ impl Workers {
 }
 
 async fn drafts(
-    pipeline: &Pipeline,
-    corpus: &CorpusWriter,
+    pipeline: &dyn Steps,
+    corpus: &dyn Target,
     task: &IngestTask,
 ) -> Result<Drafts, ProcessError> {
-    let parsed = pipeline.read(corpus, task).await?;
+    let upload = async {
+        match task.upload {
+            Some(upload) => corpus.upload_get(upload).await,
+            None => Ok(None),
+        }
+    };
+    let parsed = pipeline.read(task, Box::pin(upload)).await?;
     pipeline.analyse(corpus.partition().namespace(), task.title.clone(), parsed).await
 }
 
 /// The leases of a batch while it is worked on.
 struct Held<'a> {
     workers: &'a Workers,
-    corpus: &'a CorpusWriter,
+    corpus: &'a dyn Target,
     jobs: Vec<(JobId, Uuid)>,
 }
 
@@ -486,12 +506,11 @@ impl Held<'_> {
         work: impl Future<Output = Result<T, ProcessError>>,
     ) -> Result<T, ProcessError> {
         tokio::pin!(work);
-        let mut beat = tokio::time::interval(self.workers.lease_time() / 4);
-        beat.tick().await;
         loop {
             tokio::select! {
+                biased;
                 done = &mut work => return done,
-                _ = beat.tick() => {
+                () = self.workers.runtime.sleep(self.workers.lease_time() / 4) => {
                     self.report(Progress { stage, done: 0, total: 0, rate: 0.0 }).await?;
                 }
             }

@@ -6,6 +6,9 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
@@ -20,7 +23,7 @@ use crate::inference::{Embedder, EmbedderError};
 use crate::store::postgres::ingest::{Mentions, NewChunk};
 use crate::store::postgres::jobs::IngestTask;
 use crate::store::vector::Terms;
-use crate::store::{CorpusWriter, ErrorKind, StoreError};
+use crate::store::{ErrorKind, StoreError};
 
 /// Why a task came to nothing this time.
 #[derive(Debug, thiserror::Error)]
@@ -131,21 +134,69 @@ pub struct Drafts {
     pub chunks: Vec<Draft>,
 }
 
-/// A pipeline for each embedding model of the server.
+/// The steps from a task to what is written. The workers take them by this trait, so that a simulation can take
+/// others.
+#[async_trait]
+pub trait Steps: Send + Sync {
+    /// Reads a document: a plain insert's text here, an upload in a child process. `upload` is waited for only
+    /// when it is needed.
+    ///
+    /// # Errors
+    /// `Parse`, `UploadGone` or `Store`.
+    async fn read(&self, task: &IngestTask, upload: UploadBytes<'_>) -> Result<Parsed, ProcessError>;
+
+    /// Cuts a document into chunks with their terms and entities.
+    ///
+    /// # Errors
+    /// `Parse` when there is no text, `TooManyChunks`, `Chunk` or `Analysis`.
+    async fn analyse(
+        &self,
+        namespace: NamespaceId,
+        title: Option<String>,
+        parsed: Parsed,
+    ) -> Result<Drafts, ProcessError>;
+
+    /// Gives drafts their vectors: those known from before, the model's for the others. Returns those that the model
+    /// failed on, by their place.
+    ///
+    /// # Errors
+    /// `Embed`.
+    async fn embed(
+        &self,
+        tenant: TenantId,
+        drafts: &mut [&mut Draft],
+        known: &HashMap<[u8; 16], Vec<f32>>,
+    ) -> Result<Vec<(usize, EmbedderError)>, ProcessError>;
+
+    /// The vectors of chunks that were cut before, perhaps for another model. `[chunks][dimension]`
+    ///
+    /// # Errors
+    /// `Chunk` or `Embed`.
+    async fn embed_again(
+        &self,
+        tenant: TenantId,
+        chunks: &[(Option<&str>, Option<&str>, &str)],
+    ) -> Result<Vec<Vec<f32>>, ProcessError>;
+}
+
+/// The bytes of a task's upload, when they are there.
+pub type UploadBytes<'a> = BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
+
+/// The steps for each embedding model of the server.
 #[derive(Clone)]
-pub struct Pipelines(Arc<[Pipeline]>);
+pub struct Pipelines(Arc<[(ModelId, Arc<dyn Steps>)]>);
 
 impl Pipelines {
-    /// These pipelines, each with a model of its own.
+    /// These steps, each with a model of their own.
     #[must_use]
-    pub fn new(pipelines: Vec<Pipeline>) -> Self {
-        Self(pipelines.into())
+    pub fn new(steps: Vec<(ModelId, Arc<dyn Steps>)>) -> Self {
+        Self(steps.into())
     }
 
-    /// The pipeline of a model, if the server has it.
+    /// The steps for a model, if the server has it.
     #[must_use]
-    pub fn get(&self, model: &ModelId) -> Option<&Pipeline> {
-        self.0.iter().find(|pipeline| pipeline.embedder.info().id == *model)
+    pub fn get(&self, model: &ModelId) -> Option<&dyn Steps> {
+        self.0.iter().find(|(own, _)| own == model).map(|(_, steps)| steps.as_ref())
     }
 }
 
@@ -169,36 +220,6 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Reads a document: a plain insert's text here, an upload in a child process.
-    ///
-    /// # Errors
-    /// `Parse`, `UploadGone` or `Store`.
-    pub async fn read(&self, corpus: &CorpusWriter, task: &IngestTask) -> Result<Parsed, ProcessError> {
-        if let Some(body) = &task.body {
-            return Ok(parse_text(body));
-        }
-        let upload = task.upload.ok_or(ProcessError::UploadGone)?;
-        let file_type = FileType::from_name(&task.file_name).ok_or(ParseError::Unsupported)?;
-        let bytes = corpus.upload_get(upload).await?.ok_or(ProcessError::UploadGone)?;
-        Ok(self.parser.parse(file_type, bytes).await?)
-    }
-
-    /// Cuts a document into chunks with their terms and entities. Off the async threads.
-    ///
-    /// # Errors
-    /// `Parse` when there is no text, `TooManyChunks`, `Chunk` or `Analysis`.
-    pub async fn analyse(
-        &self,
-        namespace: NamespaceId,
-        title: Option<String>,
-        parsed: Parsed,
-    ) -> Result<Drafts, ProcessError> {
-        let pipeline = self.clone();
-        tokio::task::spawn_blocking(move || pipeline.analyse_now(namespace, title, &parsed))
-            .await
-            .map_err(|_| ProcessError::Analysis)?
-    }
-
     fn analyse_now(
         &self,
         namespace: NamespaceId,
@@ -253,27 +274,34 @@ impl Pipeline {
     ) -> Result<String, ChunkError> {
         Ok(embedding_text(&self.chunker.lead(title, heading)?, text))
     }
+}
 
-    /// The vectors of chunks that were cut before, perhaps for another model. `[chunks][dimension]`
-    ///
-    /// # Errors
-    /// `Chunk` or `Embed`.
-    pub async fn embed_again(
-        &self,
-        tenant: TenantId,
-        chunks: &[(Option<&str>, Option<&str>, &str)],
-    ) -> Result<Vec<Vec<f32>>, ProcessError> {
-        let texts = chunks.iter().map(|(title, heading, text)| self.model_text(*title, *heading, text));
-        let texts = texts.collect::<Result<_, _>>()?;
-        Ok(self.embedder.embed_documents(tenant, texts).await?.into_iter().collect::<Result<_, _>>()?)
+#[async_trait]
+impl Steps for Pipeline {
+    async fn read(&self, task: &IngestTask, upload: UploadBytes<'_>) -> Result<Parsed, ProcessError> {
+        if let Some(body) = &task.body {
+            return Ok(parse_text(body));
+        }
+        task.upload.ok_or(ProcessError::UploadGone)?;
+        let file_type = FileType::from_name(&task.file_name).ok_or(ParseError::Unsupported)?;
+        let bytes = upload.await?.ok_or(ProcessError::UploadGone)?;
+        Ok(self.parser.parse(file_type, bytes).await?)
     }
 
-    /// Gives drafts their vectors: those known from before, the model's for the others. Returns those that the model
-    /// failed on, by their place.
-    ///
-    /// # Errors
-    /// `Embed`.
-    pub async fn embed(
+    /// Off the async threads.
+    async fn analyse(
+        &self,
+        namespace: NamespaceId,
+        title: Option<String>,
+        parsed: Parsed,
+    ) -> Result<Drafts, ProcessError> {
+        let pipeline = self.clone();
+        tokio::task::spawn_blocking(move || pipeline.analyse_now(namespace, title, &parsed))
+            .await
+            .map_err(|_| ProcessError::Analysis)?
+    }
+
+    async fn embed(
         &self,
         tenant: TenantId,
         drafts: &mut [&mut Draft],
@@ -296,6 +324,16 @@ impl Pipeline {
             }
         }
         Ok(failed)
+    }
+
+    async fn embed_again(
+        &self,
+        tenant: TenantId,
+        chunks: &[(Option<&str>, Option<&str>, &str)],
+    ) -> Result<Vec<Vec<f32>>, ProcessError> {
+        let texts = chunks.iter().map(|(title, heading, text)| self.model_text(*title, *heading, text));
+        let texts = texts.collect::<Result<_, _>>()?;
+        Ok(self.embedder.embed_documents(tenant, texts).await?.into_iter().collect::<Result<_, _>>()?)
     }
 }
 

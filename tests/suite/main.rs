@@ -72,6 +72,8 @@ mod running;
 mod server;
 mod settings;
 mod shutdown;
+#[cfg(feature = "laboratory")]
+mod simulation;
 mod site;
 mod store;
 mod store_races;

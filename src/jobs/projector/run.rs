@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::lane::{Lane, State};
+use super::source::Projected;
 use super::{Inner, Order, Place};
 use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::store::postgres::examine::{Finding, FindingKind, IndexExamined};
 use crate::store::postgres::projection::History;
-use crate::store::{Corpus, ErrorKind, StoreError};
+use crate::store::{ErrorKind, StoreError};
 use crate::tenancy::reauthorise;
 
 const OPERATION: &str = "partition.project";
@@ -31,8 +32,8 @@ impl Inner {
     /// A run that somebody waits for. Also tells whether the index wants to be written anew, which is left to
     /// the background.
     #[tracing::instrument(name = "jobs.project", level = "error", skip_all, fields(tenant = %corpus.partition().tenant()))]
-    pub(super) async fn project(&self, corpus: &Corpus) -> (Result<Seq, StoreError>, bool) {
-        let lane = self.lane(super::place_of(corpus));
+    pub(super) async fn project(&self, corpus: &dyn Projected) -> (Result<Seq, StoreError>, bool) {
+        let lane = self.lane(super::place_of(corpus.partition()));
         let ticket = lane.ticket();
         let mut state = lane.state.lock().await;
         if let Some(shared) = state.shared(ticket) {
@@ -50,14 +51,14 @@ impl Inner {
 
     /// A run that compares the index with the rows, and writes it anew when they differ and it is asked to.
     pub(super) async fn examine(&self, corpus: &Corpus, repair: bool) -> Result<IndexExamined, StoreError> {
-        let lane = self.lane(super::place_of(corpus));
+        let lane = self.lane(super::place_of(corpus.partition()));
         let mut state = lane.state.lock().await;
         let share = self.share(corpus.partition().tenant());
         let _places = self.places(&share).await?;
         let run = lane.begin();
         let examined = self.examine_in(&lane, &mut state, corpus, repair).await;
         let result = examined.as_ref().map(|(seq, _)| *seq).map_err(StoreError::retold);
-        self.ended(&lane, &mut state, run, super::place_of(corpus), &result);
+        self.ended(&lane, &mut state, run, super::place_of(corpus.partition()), &result);
         examined.map(|(_, examined)| examined)
     }
 
@@ -94,7 +95,7 @@ impl Inner {
 
     /// A run that writes the index anew, whatever it is like.
     pub(super) async fn renew(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
-        let lane = self.lane(super::place_of(corpus));
+        let lane = self.lane(super::place_of(corpus.partition()));
         let mut state = lane.state.lock().await;
         let share = self.share(corpus.partition().tenant());
         let _places = self.places(&share).await?;
@@ -103,7 +104,7 @@ impl Inner {
             Ok(()) => self.catch_up(&lane, &mut state, corpus).await,
             Err(error) => Err(error),
         };
-        self.ended(&lane, &mut state, run, super::place_of(corpus), &result);
+        self.ended(&lane, &mut state, run, super::place_of(corpus.partition()), &result);
         result
     }
 
@@ -123,7 +124,7 @@ impl Inner {
             // Looked at without opening the index.
             Ok(Some(corpus)) if !order.catch_up && !order.flush && !corpus.index_wants_rebuild().await => {}
             // A run logs its own failures.
-            Ok(Some(corpus)) => drop(self.run(&lane, &mut state, &corpus, order).await),
+            Ok(Some(corpus)) => drop(self.run(&lane, &mut state, corpus.as_ref(), order).await),
             // Suspended, deleted, or the namespace is gone, whose index goes with it.
             Ok(None) => lane.clean(),
             Err(error) => {
@@ -142,13 +143,13 @@ impl Inner {
         Ok((own, self.places.acquire().await.map_err(|_| stopping())?))
     }
 
-    async fn open(&self, (tenant, namespace): Place) -> Result<Option<Corpus>, StoreError> {
+    async fn open(&self, (tenant, namespace): Place) -> Result<Option<Arc<dyn Projected>>, StoreError> {
         let permit = reauthorise(self.directory.as_ref(), tenant, "projection").await.map_err(|error| {
             StoreError::new(ErrorKind::Unavailable, "projector", OPERATION, "the directory is away")
                 .with_source(error)
         })?;
         match permit {
-            Some(permit) => self.stores.background(&permit).corpus_get_by_id(namespace).await,
+            Some(permit) => self.source.open(&permit, namespace).await,
             None => Ok(None),
         }
     }
@@ -157,12 +158,12 @@ impl Inner {
         &self,
         lane: &Lane,
         state: &mut State,
-        corpus: &Corpus,
+        corpus: &dyn Projected,
         order: Order,
     ) -> Result<Seq, StoreError> {
         let run = lane.begin();
         let result = self.carry_out(lane, state, corpus, order).await;
-        self.ended(lane, state, run, super::place_of(corpus), &result);
+        self.ended(lane, state, run, super::place_of(corpus.partition()), &result);
         result
     }
 
@@ -192,7 +193,7 @@ impl Inner {
         &self,
         lane: &Lane,
         state: &mut State,
-        corpus: &Corpus,
+        corpus: &dyn Projected,
         order: Order,
     ) -> Result<Seq, StoreError> {
         if self.stopping.is_cancelled() {
@@ -213,7 +214,12 @@ impl Inner {
     }
 
     /// Follows the history to its end; when that cannot be, writes the index anew, once, and follows from there.
-    async fn catch_up(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<Seq, StoreError> {
+    async fn catch_up(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<Seq, StoreError> {
         match self.follow(lane, state, corpus).await {
             Ok(Followed::End(seq)) => return Ok(seq),
             Ok(Followed::Broken) => {}
@@ -232,7 +238,12 @@ impl Inner {
         }
     }
 
-    async fn follow(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<Followed, StoreError> {
+    async fn follow(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<Followed, StoreError> {
         let page = i64::try_from(self.settings.page).unwrap_or(i64::MAX);
         let position = corpus.index_position().await?;
         let mut since = position.map_or(Seq(0), |position| position.applied);
@@ -268,10 +279,16 @@ impl Inner {
         }
     }
 
-    async fn rebuild(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<(), StoreError> {
+    async fn rebuild(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<(), StoreError> {
         let page = i64::try_from(self.settings.page).unwrap_or(i64::MAX);
         // Left unfinished, a new generation leaves nothing behind.
         let from = tokio::select! {
+            biased;
             () = self.stopping.cancelled() => return Err(stopping()),
             from = corpus.index_rebuild(&self.consumer, page) => from?,
         };
@@ -285,7 +302,12 @@ impl Inner {
         Ok(())
     }
 
-    async fn make_durable(&self, lane: &Lane, state: &mut State, corpus: &Corpus) -> Result<(), StoreError> {
+    async fn make_durable(
+        &self,
+        lane: &Lane,
+        state: &mut State,
+        corpus: &dyn Projected,
+    ) -> Result<(), StoreError> {
         if corpus.index_position().await?.is_none() {
             lane.clean();
             return Ok(());

@@ -5,10 +5,10 @@
 use std::time::{Duration, Instant};
 
 use super::{Workers, away, crash_point};
-use crate::pipeline::process::{Pipeline, ProcessError};
+use crate::pipeline::process::{ProcessError, Steps};
 use crate::store::postgres::jobs::LeasedJob;
 use crate::store::postgres::reembed::{EMBEDDING, ReembedTask, SWEEPING, Switch};
-use crate::store::{CorpusWriter, TenantWriter};
+use crate::store::{CorpusWriter, Stores, TenantWriter};
 use crate::tenancy;
 
 /// How long one slice works before it lets others.
@@ -17,15 +17,15 @@ const SLICE: Duration = Duration::from_secs(5);
 const SWEPT_ROWS: i64 = 2000;
 
 impl Workers {
-    pub(super) async fn reembed(&self, job: &LeasedJob) -> Result<(), ProcessError> {
+    pub(super) async fn reembed(&self, stores: &Stores, job: &LeasedJob) -> Result<(), ProcessError> {
         let permit =
             tenancy::reauthorise(self.directory.as_ref(), job.tenant, "reembed").await.map_err(away)?;
         let one = std::slice::from_ref(job);
         let Some(permit) = permit else {
-            self.stores.job_release(one, Duration::from_secs(5)).await?;
+            self.queue.release(one, Duration::from_secs(5)).await?;
             return Ok(());
         };
-        let writer = self.stores.background(&permit);
+        let writer = stores.background(&permit);
         let Some(task) = writer.reembed_open(job).await? else { return Ok(()) };
         let Some(pipeline) = self.pipelines.get(&task.model) else {
             writer.reembed_end(job, Some("this server does not have the model")).await?;
@@ -43,7 +43,7 @@ impl Workers {
         while let Some(namespace) = writer.reembed_next(&task).await? {
             let Some(corpus) = writer.corpus_writer(namespace).await? else { continue };
             if !self.fill(&writer, &corpus, pipeline, (job, &task), until).await? {
-                return Ok(self.stores.job_release(one, Duration::ZERO).await?);
+                return Ok(self.queue.release(one, Duration::ZERO).await?);
             }
             crash_point("filled");
             if let Switch::Done(seq) = corpus.reembed_switch(&task.model).await? {
@@ -52,20 +52,20 @@ impl Workers {
                 let (tenant, model) = (job.tenant, task.model.as_str());
                 tracing::info!(%tenant, %namespace, model, %seq, "a namespace has another model");
                 if let Some(switched) = writer.corpus_writer(namespace).await? {
-                    self.projector.kick(&switched);
+                    self.projector.kick(switched.partition());
                 }
             }
         }
         if just_switched || !task.is_sweeping {
             writer.reembed_progress(job, &task, SWEEPING, self.lease_time()).await?;
             let grace = Duration::from_secs(self.settings.reembed_grace_seconds);
-            return Ok(self.stores.job_release(one, grace).await?);
+            return Ok(self.queue.release(one, grace).await?);
         }
         for namespace in writer.reembed_retired().await? {
             let Some(corpus) = writer.corpus_writer(namespace).await? else { continue };
             while !corpus.reembed_sweep(SWEPT_ROWS).await? {
                 if self.clock.instant() >= until {
-                    return Ok(self.stores.job_release(one, Duration::ZERO).await?);
+                    return Ok(self.queue.release(one, Duration::ZERO).await?);
                 }
             }
         }
@@ -79,7 +79,7 @@ impl Workers {
         &self,
         writer: &TenantWriter,
         corpus: &CorpusWriter,
-        pipeline: &Pipeline,
+        pipeline: &dyn Steps,
         (job, task): (&LeasedJob, &ReembedTask),
         until: Instant,
     ) -> Result<bool, ProcessError> {

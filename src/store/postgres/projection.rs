@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use pgvector::{SparseVector, Vector};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -13,6 +14,7 @@ use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
 use crate::store::handles::{Corpus, Stores};
+use crate::store::upkeep;
 use crate::store::vector::{Point, Position, Terms};
 
 /// Writing transactions of which history is read at once.
@@ -205,9 +207,27 @@ impl Corpus {
     /// # Errors
     /// `Damaged`, `Unavailable` or `Timeout`.
     pub async fn index_flush(&self, consumer: &str) -> Result<Seq, StoreError> {
-        let durable = self.vectors().flush(&self.partition).await?;
-        self.consumer_pass(consumer, durable).await?;
-        Ok(durable)
+        upkeep::flush(&Rows(self), self.vectors(), &self.partition, consumer).await
+    }
+
+    /// Registers that a consumer needs the history after `seq`, though it may have passed it before.
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        let mut tx = self.reader.begin().await?;
+        sqlx::query(
+            "insert into consumer as c (tenant_id, namespace_id, consumer, seq, updated_at)
+             select $1, $2, $3, $4, $5 from namespace n where n.tenant_id = $1 and n.namespace_id = $2 for share
+             on conflict (tenant_id, namespace_id, consumer) do update
+                 set seq = least(c.seq, excluded.seq), updated_at = excluded.updated_at",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(consumer)
+        .bind(seq.0)
+        .bind(self.reader.postgres().clock.now())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("consumer.hold"))?;
+        tx.commit().await
     }
 
     /// Registers how far a consumer has come, and forgets the history that all have passed.
@@ -250,22 +270,7 @@ impl Corpus {
     /// # Errors
     /// `Unavailable`, `Timeout` or `Damaged`; what was served before goes on being served.
     pub async fn index_rebuild(&self, consumer: &str, page: i64) -> Result<Seq, StoreError> {
-        // As it stands now, not when this handle was opened: a point that went in between is in no page and
-        // would be in no history that was kept.
-        let opened = self.reader.corpus_get_by_id(self.partition.namespace()).await?;
-        let from = opened.map_or(self.seq, |corpus| corpus.seq);
-        // Registered first, so that the history from here on is kept until it was applied.
-        self.consumer_pass(consumer, from).await?;
-        let mut rebuild = self.vectors().rebuild(&self.partition).await?;
-        let mut after = None;
-        loop {
-            let points = self.point_page(after, page).await?;
-            let Some(last) = points.last() else { break };
-            after = Some(last.chunk);
-            rebuild.add(points).await?;
-        }
-        rebuild.finish(from).await?;
-        Ok(from)
+        upkeep::rebuild(&Rows(self), self.vectors(), &self.partition, (consumer, page), self.seq).await
     }
 
     /// Removes the index of a namespace that is there no more. `false`: it is there, and nothing was done.
@@ -273,16 +278,35 @@ impl Corpus {
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn index_forget(&self) -> Result<bool, StoreError> {
-        if self.reader.corpus_get_by_id(self.partition.namespace()).await?.is_some() {
-            return Ok(false);
-        }
-        self.vectors().remove(&self.partition).await?;
-        Ok(true)
+        upkeep::forget(&Rows(self), self.vectors(), &self.partition).await
     }
 
     /// Whether the index should be written anew.
     pub async fn index_wants_rebuild(&self) -> bool {
         self.vectors().wants_rebuild(&self.partition).await
+    }
+}
+
+/// The rows by which a corpus' index is kept. Of its own, so that a handle does not have these methods.
+struct Rows<'a>(&'a Corpus);
+
+#[async_trait]
+impl upkeep::Record for Rows<'_> {
+    async fn seq_now(&self) -> Result<Option<Seq>, StoreError> {
+        let opened = self.0.reader.corpus_get_by_id(self.0.partition.namespace()).await?;
+        Ok(opened.map(|corpus| corpus.seq))
+    }
+
+    async fn consumer_hold(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        self.0.consumer_hold(consumer, seq).await
+    }
+
+    async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+        self.0.consumer_pass(consumer, seq).await
+    }
+
+    async fn point_page(&self, after: Option<ChunkId>, limit: i64) -> Result<Vec<Point>, StoreError> {
+        self.0.point_page(after, limit).await
     }
 }
 
