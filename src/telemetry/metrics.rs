@@ -29,6 +29,20 @@ pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; chars
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// The limits at which requests are refused.
+const LIMITS: [&str; 10] = [
+    "address_requests",
+    "address_refusals",
+    "principal_requests",
+    "requests",
+    "queries",
+    "queued_jobs",
+    "documents",
+    "bytes",
+    "uploads",
+    "streams",
+];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: &'static str,
@@ -139,7 +153,10 @@ impl Metrics {
         };
         // There from the start, so that the first of a kind is seen as a rise.
         for reason in ["model_unavailable", "foreign_rows_dropped", "graph"] {
-            metrics.degraded.get_or_create(&ReasonLabels { reason });
+            metrics.degraded.get_or_create(&ReasonLabels { reason }).inc_by(0);
+        }
+        for limit in LIMITS {
+            metrics.limits.get_or_create(&LimitLabels { limit }).inc_by(0);
         }
         let mut registry = metrics.registry.lock();
         registry.register("bulkhead_http_requests", "Requests answered", metrics.requests.clone());

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bulkhead::domain::clock::Clock;
 use bulkhead::domain::document::{Parsed, Section};
 use bulkhead::domain::ids::{ChunkId, IdSource, ModelId, NamespaceId, TenantId};
+use bulkhead::inference::EmbedderError;
 use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::jobs::runtime::Runtime;
 use bulkhead::jobs::worker::{IngestionSettings, Workers};
