@@ -267,11 +267,8 @@ fn a_running_server_is_asked_and_tells_what_it_alone_knows() {
     let other = shell.place.base.path().join("other.key");
     fs::write(&other, "bo_0").expect("written");
     chmod(&other, 0o600);
-    let refused = Told::by({
-        let mut command = shell.command(&["doctor", "--json", "--operator-key"]);
-        command.arg(&other);
-        command
-    });
+    let other = other.to_str().expect("a path");
+    let refused = Told::by(shell.command(&["doctor", "--json", "--operator-key", other]));
     refused.find("server", "does not tell of its stores");
     assert_eq!(refused.code, 2);
     server.stop();
@@ -286,11 +283,12 @@ async fn a_clock_far_off_the_databases_is_told_by_the_server_and_operators_alone
         let findings = answer.body["findings"].as_array().cloned().expect("findings");
         findings.into_iter().filter(|finding| finding["check"] == check).collect::<Vec<_>>()
     };
-    assert!(of("database.clock").await.is_empty());
     assert!(of("database.isolation").await.is_empty() && of("database.grants").await.is_empty());
-    site.harness.clock.advance(Duration::from_mins(2));
+    // The test's clock stands still while the database's goes on.
+    site.harness.clock.advance(Duration::from_mins(60));
     let told = of("database.clock").await;
     let what = told[0]["what"].as_str().expect("words");
-    assert!(told.len() == 1 && ["119", "120"].iter().any(|seconds| what.contains(seconds)), "{told:?}");
+    let apart: Vec<u64> = what.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(told.len() == 1 && (3000..=3600).contains(&apart[0]), "{told:?}");
     site.stop().await;
 }
