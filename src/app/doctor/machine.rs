@@ -8,8 +8,9 @@ use std::path::Path;
 use super::Settings;
 use crate::domain::finding::{Finding, Report, Severity};
 
-/// Descriptors that an open shard holds, measured over small ones: log, segments, mutable files.
-const DESCRIPTORS_OF_SHARD: u64 = 40;
+/// Descriptors of an open shard: one that stays, as `/proc` of a server with six of them counts, and those that come
+/// and go while it is written.
+const DESCRIPTORS_OF_SHARD: u64 = 4;
 /// Descriptors beside shards and connections: libraries, logs, sockets, pipes of parsers.
 const OTHER_DESCRIPTORS: u64 = 256;
 /// With fewer than this not even a small deployment works.
