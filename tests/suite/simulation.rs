@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::conformance_vectors as suite;
 
 /// Seeds that `make test` runs.
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = 3000;
 /// Within so many seeds each fault that is built in is found.
 const FOUND_WITHIN: u64 = 500;
 
