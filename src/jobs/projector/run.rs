@@ -274,7 +274,8 @@ impl Inner {
             // An empty transaction moves the position, which is worth keeping too.
             state.unflushed += points.max(1);
             if state.unflushed >= self.settings.flush_points {
-                self.make_durable(lane, state, corpus).await?;
+                // It asks for the position: an index that went back meanwhile takes that for known from here on.
+                since = self.make_durable(lane, state, corpus).await?;
             }
         }
     }
@@ -302,20 +303,21 @@ impl Inner {
         Ok(())
     }
 
+    /// Makes durable what was applied, and returns how far the index has come; 0 when there is none.
     async fn make_durable(
         &self,
         lane: &Lane,
         state: &mut State,
         corpus: &dyn Projected,
-    ) -> Result<(), StoreError> {
-        if corpus.index_position().await?.is_none() {
+    ) -> Result<Seq, StoreError> {
+        let Some(position) = corpus.index_position().await? else {
             lane.clean();
-            return Ok(());
-        }
+            return Ok(Seq(0));
+        };
         corpus.index_flush(&self.consumer).await?;
         state.unflushed = 0;
         lane.clean();
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(position.applied)
     }
 }

@@ -39,6 +39,8 @@ pub struct Slot {
     went_back: bool,
     removed: bool,
     rebuilding: bool,
+    /// A flush is under way, for which whoever closes the shard waits.
+    flushing: bool,
 }
 
 /// The indexes of one server.
@@ -166,7 +168,7 @@ impl VectorIndex for ModelIndex {
 
     async fn search(&self, partition: &Partition, query: &VectorQuery) -> Result<Option<Found>, StoreError> {
         self.world.delay().await;
-        if self.fault() == Some(Fault::Panicked) {
+        if self.fault().is_some() && !self.with(partition, |slot| slot.flushing) {
             self.with(partition, |slot| slot.suffer(Fault::Panicked));
             self.trace(partition, || "a search panicked".to_owned());
             return Err(Fault::Panicked.tell("vector.search"));
@@ -215,7 +217,7 @@ impl VectorIndex for ModelIndex {
         let now = self.world.elapsed();
         let applied = self.with(partition, |slot| {
             slot.settle();
-            if slot.removed || slot.went_back && self.broken != Some(Broken::GoneBackUnnoticed) {
+            if slot.removed || slot.went_back {
                 return Err(failed(ErrorKind::Conflict, OPERATION, "it went back, or was removed"));
             }
             let (points, applied) = slot.open.get_or_insert_default();
@@ -255,6 +257,15 @@ impl VectorIndex for ModelIndex {
     async fn flush(&self, partition: &Partition) -> Result<Seq, StoreError> {
         const OPERATION: &str = "vector.flush";
         self.world.delay().await;
+        let position = self.with(partition, |slot| {
+            slot.settle();
+            slot.open.as_ref().map(|(_, applied)| (*applied, slot.disk.durable))
+        });
+        if let Some((applied, durable)) = position
+            && durable == Some(applied)
+        {
+            return Ok(applied);
+        }
         let fault = self.fault();
         if let Some(fault) = fault.filter(|fault| *fault != Fault::Late) {
             self.with(partition, |slot| slot.suffer(fault));
@@ -267,22 +278,20 @@ impl VectorIndex for ModelIndex {
         }) else {
             return Ok(Seq(0));
         };
-        let files = |slot: &mut Slot| slot.disk.points.clone_from(&points);
-        let mark = |slot: &mut Slot| slot.disk.durable = Some(applied);
+        let is_first = self.broken == Some(Broken::WatermarkFirst);
+        let write = |slot: &mut Slot, mark: bool| {
+            slot.flushing = mark == is_first;
+            let is_there = !slot.removed && slot.open.is_some();
+            if is_there && mark {
+                slot.disk.durable = Some(applied);
+            } else if is_there {
+                slot.disk.points.clone_from(&points);
+            }
+        };
         // A crash may come between the two.
-        let is_there = |slot: &Slot| !slot.removed && slot.open.is_some();
-        let first = self.broken == Some(Broken::WatermarkFirst);
-        self.with(partition, |slot| {
-            if is_there(slot) {
-                if first { mark(slot) } else { files(slot) }
-            }
-        });
+        self.with(partition, |slot| write(slot, is_first));
         self.world.delay().await;
-        self.with(partition, |slot| {
-            if is_there(slot) {
-                if first { files(slot) } else { mark(slot) }
-            }
-        });
+        self.with(partition, |slot| write(slot, !is_first));
         self.trace(partition, || format!("flush: durable through {applied}"));
         if fault.is_some() { Err(Fault::Late.tell(OPERATION)) } else { Ok(applied) }
     }

@@ -80,6 +80,7 @@ impl Simulation {
     }
 
     fn play(&mut self) {
+        self.set_faults([0, 60, 15][self.below(3)]);
         self.servers.iter_mut().for_each(Server::start);
         for _ in 0..EVENTS {
             self.event();
@@ -304,7 +305,14 @@ impl Simulation {
             let (first, second) =
                 (project(&handles, &projector, &partition), project(&handles, &projector, &partition));
             projector.kick(&partition);
-            let _ = futures::join!(first, second, late);
+            let query = VectorQuery { embedding: None, terms: None, limit: 1 };
+            let questions = async {
+                for _ in 0..10 {
+                    // One that panics closes the shard under whoever applies.
+                    let _ = handles.index.search(&partition, &query).await;
+                }
+            };
+            futures::join!(first, second, late, questions);
             Ok(())
         });
     }
