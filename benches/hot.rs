@@ -3,6 +3,8 @@
 //! What a change of one of them is worth; what the server costs as a whole, `bulkhead bench` tells.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
+#![expect(clippy::cast_precision_loss, reason = "small numbers")]
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -42,7 +42,7 @@ pub enum LabelOrder {
 }
 
 /// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.
-pub(super) const GRAPH_PAGE: &str =
+const GRAPH_PAGE: &str =
     "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
          coalesce(m.kinds, '{}') as kinds, e.embedding
      from (

@@ -5,12 +5,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::chunks::{CHUNK_LIST, MENTION_LIST};
 use super::error::failed;
-use super::labels::GRAPH_PAGE;
 use crate::store::error::StoreError;
 
-/// Statements that read rows by their whole key: name and text.
-pub const BY_WHOLE_KEY: [(&str, &str); 3] =
-    [("chunk.list", CHUNK_LIST), ("mention.list", MENTION_LIST), ("graph.page", GRAPH_PAGE)];
+/// Statements that read an answer's rows by their whole key: name and text.
+pub const BY_WHOLE_KEY: [(&str, &str); 2] = [("chunk.list", CHUNK_LIST), ("mention.list", MENTION_LIST)];
 
 /// Switches row-level security on or off for every table that has policies.
 ///
