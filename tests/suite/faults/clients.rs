@@ -53,7 +53,7 @@ async fn trickle(address: &str, at_once: &[u8], rest: &[u8], pause: Duration) ->
                 break;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let mut answer = Vec::new();
     let reading = async {

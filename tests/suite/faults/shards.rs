@@ -43,8 +43,13 @@ fn open(root: &Path) -> EdgeIndex {
     EdgeIndex::new(root.to_owned(), EdgeSettings::default(), Arc::new(SystemClock)).expect("opened")
 }
 
+/// Something that is done to a file.
+type Damage = fn(&Path);
+/// Something that is done to a shard's folder.
+type Harm<'a> = &'a dyn Fn(&Path);
+
 /// What may become of one file.
-const DAMAGES: [(&str, fn(&Path)); 4] = [
+const DAMAGES: [(&str, Damage); 4] = [
     ("a byte of it is flipped", |path| {
         let file = File::options().read(true).write(true).open(path).expect("a file");
         let middle = file.metadata().expect("its length").len() / 2;
@@ -173,11 +178,11 @@ async fn a_server_that_starts_over_damaged_missing_or_older_shards_loses_and_dou
     assert!(server.terminate().success());
     let older = TempDir::new().expect("a folder");
     copy(&only(generations(&town, 0)), older.path());
-    let steps: [(&str, &str, &dyn Fn(&Path)); 4] = [
+    let steps: [(&str, &str, Harm); 4] = [
         ("nothing", "", &|_| ()),
         ("cut", "are not what the last stop of the server left", &|shard| DAMAGES[1].1(&vectors(shard))),
         ("gone", "the folder of the vector shard is gone", &|shard| {
-            fs::remove_dir_all(shard).expect("removed")
+            fs::remove_dir_all(shard).expect("removed");
         }),
         ("older", "are not what the last stop of the server left", &|shard| {
             fs::remove_dir_all(shard).expect("removed");
@@ -232,7 +237,7 @@ async fn shards_that_are_damaged_under_a_running_server_cost_at_most_a_restart()
     town.send(&server, 3).await;
     town.check(&server).await;
     town.served_by_shards(&server).await;
-    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+    let damages: [(&str, Harm); 4] = [
         ("flipped", &|shard| DAMAGES[0].1(&vectors(shard))),
         ("emptied", &|shard| emptied(&vectors(shard))),
         ("gone", &|shard| fs::remove_dir_all(shard).expect("removed")),
