@@ -61,7 +61,7 @@ pub enum Part {
 
 impl Part {
     /// Every part, in the order in which they are measured.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ingestion,
         Self::Question,
         Self::Clients,
@@ -94,10 +94,7 @@ impl Part {
     /// Whether it is measured with the embedding model; else with one that costs nothing.
     #[must_use]
     pub const fn wants_model(self) -> bool {
-        !matches!(
-            self,
-            Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants | Self::Recovery
-        )
+        !matches!(self, Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants | Self::Recovery)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::store::postgres::examine::{Finding, FindingKind, IndexExamined};
 use crate::store::postgres::projection::History;
-use crate::store::{ErrorKind, StoreError};
+use crate::store::{Corpus, ErrorKind, StoreError};
 use crate::tenancy::reauthorise;
 
 const OPERATION: &str = "partition.project";

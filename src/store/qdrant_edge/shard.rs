@@ -14,7 +14,7 @@ use qdrant_edge::{
     Condition, CreateIndex, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard, EdgeSparseVectorParams,
     EdgeVectorParams, FieldCondition, FieldIndexOperations, Filter, HnswIndexConfig, JsonPath, Match,
     NamedQuery, Payload, PayloadFieldSchema, PayloadSchemaType, PointId, PointInsertOperations,
-    PointOperations, PointStruct, QueryEnum, Record, ScoredPoint, ScrollRequest, SearchParams, SearchRequest,
+    PointOperations, PointStruct, QueryEnum, Record, ScrollRequest, SearchParams, SearchRequest,
     SparseVector, UpdateOperation, ValueVariants, Vector, VectorInternal, Vectors, WalOptions,
     WithPayloadInterface, WithVector,
 };
