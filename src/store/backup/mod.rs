@@ -82,7 +82,7 @@ pub enum BackupError {
     /// What it is restored into is not empty.
     #[error("{0} is not empty; `--replace` moves what is there aside")]
     NotEmpty(String),
-    /// pg_dump or pg_restore failed.
+    /// `pg_dump` or `pg_restore` failed.
     #[error("{program} failed: {words}")]
     Program {
         /// Which.

@@ -40,7 +40,7 @@ pub struct DumpAccess {
     pub database: String,
     /// The roles' secrets.
     pub secrets: Arc<RoleSecrets>,
-    /// Where pg_dump and pg_restore are: a folder with `bin` and `lib`.
+    /// Where `pg_dump` and `pg_restore` are: a folder with `bin` and `lib`.
     pub programs: PathBuf,
 }
 
@@ -113,7 +113,7 @@ impl DumpAccess {
     /// Has a dump written into the empty database from what is written to the answer.
     ///
     /// # Errors
-    /// When pg_restore cannot be started.
+    /// When `pg_restore` cannot be started.
     pub fn restore(&self) -> io::Result<Loading> {
         let mut command = self.program("pg_restore", Role::Owner);
         command.args(["--single-transaction", "--exit-on-error", "--dbname"]).arg(&self.database);
@@ -254,7 +254,7 @@ impl Snapshot {
     /// Begins the dump.
     ///
     /// # Errors
-    /// When pg_dump cannot be started.
+    /// When `pg_dump` cannot be started.
     pub fn dump(&self) -> io::Result<Dumping> {
         let mut command = self.access.program("pg_dump", Role::Backup);
         command
@@ -324,7 +324,7 @@ fn last_words(mut stderr: ChildStderr) -> String {
     String::from_utf8_lossy(&words).into_owned()
 }
 
-/// A dump that is being written by pg_dump.
+/// A dump that is being written by `pg_dump`.
 pub struct Dumping {
     program: Program,
     output: Option<ChildStdout>,
@@ -347,7 +347,7 @@ impl Read for Dumping {
     }
 }
 
-/// A dump that is being read by pg_restore.
+/// A dump that is being read by `pg_restore`.
 pub struct Loading {
     program: Program,
     input: Option<ChildStdin>,
