@@ -270,7 +270,7 @@ async fn an_alarm_reaches_the_webhook_signed_and_without_text_though_the_receive
     assert!(ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
     for (sent, body) in std::iter::zip(&sent, &bodies) {
         let fields: Vec<&str> = body.as_object().expect("an object").keys().map(String::as_str).collect();
-        assert_eq!(fields, ["action", "at", "id", "kind", "node", "rows", "tenant_id"]);
+        assert_eq!(fields, ["id", "kind", "at", "node", "tenant_id", "action", "rows"]);
         assert_eq!((&body["kind"], &body["tenant_id"]), (&json!("request_stopped"), &json!(alice.id)));
         assert_eq!((&body["node"], &body["action"]), (&json!("harbour-1"), &json!("request.stopped")));
         assert_without(body.to_string(), ground.bobs.iter().map(String::as_str), "an alarm");
