@@ -303,16 +303,20 @@ pub struct Server {
     foundation: Foundation,
 }
 
+async fn load_models(settings: &Settings) -> anyhow::Result<Models> {
+    // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let embedding = settings.embedding.clone();
+    Ok(tokio::task::spawn_blocking(move || Models::load(&embedding)).await??)
+}
+
 impl Server {
     /// Loads the models, opens the stores, and listens.
     ///
     /// # Errors
     /// Says which part could not be had and what to do.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        // The provider of reqwest's and our own TLS; a second call in one process changes nothing.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let embedding = settings.embedding.clone();
-        let models = tokio::task::spawn_blocking(move || Models::load(&embedding)).await??;
+        let models = load_models(&settings).await?;
         let language_model = LanguageModel::new(&settings.language_model)?;
         let mut foundation = Foundation::open(&settings, &models.active().info().id).await?;
         let (alarms, webhook) = telemetry::webhook::alarms(
@@ -395,7 +399,6 @@ impl Server {
         };
         let http = http::serve(Arc::new(app), Some(&settings.data_dir.join("admin.sock")))?;
         let address = http.address();
-        let drain = Duration::from_secs(settings.http.drain_seconds);
         let partitions = partitions::keep(stores.clone(), work::partition_sweep(&settings), stop.clone());
         let stages = workers.stages();
         let mut background = vec![
@@ -408,6 +411,7 @@ impl Server {
         ];
         background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");
+        let drain = Duration::from_secs(settings.http.drain_seconds);
         Ok(Self { address, readiness, drain, stop, http, background, stages, foundation })
     }
 

@@ -142,19 +142,19 @@ async fn a_backup_under_writes_is_whole_and_answers_elsewhere_with_its_keys_and_
         [&alice, &bob].map(|tenant| tokio::spawn(write(tenant.clone(), Arc::clone(&ending)))).into();
     let backup = ["backup", "--to", path(&archives), "--recipient", &recipient];
     let first = json(&base, &backup).await;
-    let taken = json(&base, &backup).await;
+    let second = json(&base, &backup).await;
     ending.store(true, Ordering::Relaxed);
     for task in writing {
         assert!(task.await.expect("no write fails") > 0, "there were writes meanwhile");
     }
-    assert_ne!(first["archive"], taken["archive"]);
+    assert_ne!(first["archive"], second["archive"]);
     assert_eq!(
-        (&taken["encrypted"], &taken["manifest"]["lost_uploads"]),
+        (&second["encrypted"], &second["manifest"]["lost_uploads"]),
         (&json!(true), &json!(0)),
-        "{taken}"
+        "{second}"
     );
-    let counts = &taken["manifest"]["counts"];
-    assert!(counts["documents"].as_i64() >= Some(22) && counts["uploads"].as_i64() >= Some(2), "{taken}");
+    let counts = &second["manifest"]["counts"];
+    assert!(counts["documents"].as_i64() >= Some(22) && counts["uploads"].as_i64() >= Some(2), "{second}");
     assert!(
         fs::read_dir(base.join("data"))
             .expect("data")
@@ -176,7 +176,7 @@ async fn a_backup_under_writes_is_whole_and_answers_elsewhere_with_its_keys_and_
     let restored = json(&other, &restore).await;
     assert_eq!(
         (&restored["archive"], &restored["restored"]),
-        (&taken["archive"], &json!(true)),
+        (&second["archive"], &json!(true)),
         "the newest"
     );
     let server = start(&other).await;

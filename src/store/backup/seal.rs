@@ -215,7 +215,7 @@ mod tests {
 
     fn sealed(seal: &Seal) -> Vec<u8> {
         let mut out = seal.wrap(Vec::new()).expect("sealed");
-        out.write_all(&[7; 100_000]).expect("written");
+        out.write_all(&vec![7; 100_000]).expect("written");
         out.finish().expect("finished")
     }
 
@@ -233,7 +233,7 @@ mod tests {
         let publics = files.clone().map(|file| new_identity(&file).expect("a key"));
         let keys = files.each_ref().map(|file| Key::identities(file).expect("read back"));
         let bytes = sealed(&Seal::recipients(&publics[..1]).expect("a recipient"));
-        assert_eq!(opened(&bytes, Some(&keys[0])).expect("opened"), [7; 100_000]);
+        assert_eq!(opened(&bytes, Some(&keys[0])).expect("opened"), vec![7; 100_000]);
         assert!(matches!(opened(&bytes, Some(&keys[1])), Err(BackupError::WrongKey)));
         assert!(matches!(opened(&bytes, None), Err(BackupError::KeyMissing)));
         assert!(matches!(opened(&[7; 100], Some(&keys[0])), Err(BackupError::NotEncrypted)));

@@ -253,7 +253,7 @@ async fn grants(report: &mut Report, owner: &mut PgConnection) {
 /// An index as the catalogue has it.
 #[derive(sqlx::FromRow)]
 struct Index {
-    index: String,
+    name: String,
     table: String,
     unique: bool,
     approximate: bool,
@@ -264,7 +264,7 @@ async fn indexes(report: &mut Report, owner: &mut PgConnection) {
     const CHECK: &str = "database.index";
     // A partition of one namespace may have a graph of its own: it can hold no other tenant's rows.
     let found: Result<Vec<Index>, _> = sqlx::query_as(
-        "select c.relname::text as index, t.relname::text as \"table\", i.indisunique as \"unique\",
+        "select c.relname::text as name, t.relname::text as \"table\", i.indisunique as \"unique\",
              a.amname <> 'btree' as approximate, i.indisvalid as valid
          from pg_index i
          join pg_attribute k on k.attrelid = i.indrelid and k.attname = 'tenant_id'
@@ -281,7 +281,7 @@ async fn indexes(report: &mut Report, owner: &mut PgConnection) {
         Ok(rows) => rows,
         Err(error) => return failed(report, CHECK, &error),
     };
-    for Index { index, table, unique, approximate, valid } in rows {
+    for Index { name: index, table, unique, approximate, valid } in rows {
         let (severity, what, why, statement) = if valid {
             let why = match (unique, approximate) {
                 (true, _) => "A refused insert tells a tenant that another has such a row.",

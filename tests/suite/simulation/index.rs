@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bulkhead::domain::Seq;
 use bulkhead::domain::ids::{ChunkId, TenantId};
-use bulkhead::store::vector::{Found, Hit, Point, Position, Rebuild, VectorIndex, VectorQuery};
+use bulkhead::store::vector::{
+    Entries, Entry, Found, Hit, Point, Position, Rebuild, VectorIndex, VectorQuery,
+};
 use bulkhead::store::{ErrorKind, Partition, StoreError};
 use parking_lot::Mutex;
 
@@ -201,6 +203,27 @@ impl VectorIndex for ModelIndex {
             });
             slot.acknowledge(position.map_or(Seq(0), |position| position.applied));
             position
+        }))
+    }
+
+    /// Whole: a model has no pages.
+    async fn entries(
+        &self,
+        partition: &Partition,
+        _: Option<ChunkId>,
+        _: usize,
+    ) -> Result<Option<Entries>, StoreError> {
+        self.world.delay().await;
+        Ok(self.with(partition, |slot| {
+            slot.settle();
+            let (points, _) = slot.open.as_ref()?;
+            let entry = |(chunk, version): (&ChunkId, &i64)| Entry {
+                tenant: partition.tenant(),
+                namespace: partition.namespace(),
+                chunk: *chunk,
+                version: *version,
+            };
+            Some(Entries { list: points.iter().map(entry).collect(), next: None })
         }))
     }
 
