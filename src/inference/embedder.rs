@@ -1,22 +1,20 @@
 //! Two sessions of the embedding model: one for questions, one for documents on threads of low priority.
 
+mod lane;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Instant;
 
 use fastembed::TextEmbedding;
-use parking_lot::{Condvar, Mutex};
-use thread_priority::{ThreadPriority, ThreadPriorityValue, set_current_thread_priority};
 use tokenizers::Tokenizer;
-use tokio::sync::oneshot;
 
-use super::fair_queue::FairQueue;
 use super::fastembed_model::{ModelFiles, named};
 use super::hashing;
 use super::vector_cache::VectorCache;
 use crate::domain::ids::{ModelId, TenantId};
+use lane::Lane;
 
 /// Which model, and how it runs.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -105,12 +103,6 @@ pub struct SessionCounts {
     pub busy_us: u64,
     /// Batches that wait.
     pub waiting: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    texts: AtomicU64,
-    busy_us: AtomicU64,
 }
 
 /// The embedding model. Vectors have unit length.
@@ -387,137 +379,6 @@ impl RawModel {
                 model.embed(texts, Some(batch)).map_err(|error| EmbedderError::Model(error.to_string()))
             }
             other => other.embed(texts),
-        }
-    }
-}
-
-/// Texts of one tenant and one call, and where that call waits for their vectors, in their order.
-struct Batch {
-    texts: Vec<String>,
-    reply: oneshot::Sender<Vec<Embedded>>,
-}
-
-struct Waiting {
-    queue: FairQueue<TenantId, Batch>,
-    count: usize,
-    closed: bool,
-}
-
-/// One session on a thread of its own, fed in turns by tenants.
-#[derive(Clone)]
-struct Lane {
-    shared: Arc<(Mutex<Waiting>, Condvar)>,
-    dimension: usize,
-    bound: usize,
-    counters: Arc<Counters>,
-    thread: Arc<thread::JoinHandle<()>>,
-    _stop: Arc<StopOnDrop>,
-}
-
-/// Ends the lane's thread when its last handle goes.
-struct StopOnDrop(Arc<(Mutex<Waiting>, Condvar)>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.0.lock().closed = true;
-        self.0.1.notify_all();
-    }
-}
-
-impl Lane {
-    fn start(
-        name: &str,
-        source: &Source,
-        settings: &EmbeddingSettings,
-        threads: usize,
-        background: bool,
-    ) -> Result<Self, EmbedderError> {
-        let waiting = Waiting { queue: FairQueue::new(8 * 1024), count: 0, closed: false };
-        let shared = Arc::new((Mutex::new(waiting), Condvar::new()));
-        let lane = Arc::clone(&shared);
-        // The session is made inside a thread of low priority so that its own threads inherit that.
-        let made = thread::scope(|scope| {
-            let make = move || {
-                if background {
-                    lower_priority();
-                }
-                source.session(settings, threads)
-            };
-            scope.spawn(make).join()
-        });
-        let mut model = made.map_err(|_| EmbedderError::Model("it panicked while loading".to_owned()))??;
-        let dimension = model.embed(&["dimension".to_owned()])?.first().map_or(0, Vec::len);
-        if let Some(folder) = &settings.vector_cache {
-            let cache = VectorCache::open(folder, &source.identity(settings), dimension)
-                .map_err(|error| EmbedderError::Model(format!("{}: {error}", folder.display())))?;
-            model = Model::Remembering(Box::new(model), cache);
-        }
-        let counters = Arc::<Counters>::default();
-        let counted = Arc::clone(&counters);
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                if background {
-                    lower_priority();
-                }
-                serve(&lane, &mut model, &counted);
-            })
-            .map_err(|error| EmbedderError::Model(error.to_string()))?;
-        let stop = Arc::new(StopOnDrop(Arc::clone(&shared)));
-        let (bound, thread) = (settings.queue, Arc::new(thread));
-        Ok(Self { shared, dimension, bound, counters, thread, _stop: stop })
-    }
-
-    async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Result<Vec<Embedded>, EmbedderError> {
-        if self.shared.0.lock().count >= self.bound {
-            return Err(EmbedderError::Busy);
-        }
-        self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)
-    }
-
-    fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Vec<Embedded>> {
-        let (reply, receiver) = oneshot::channel();
-        let cost: usize = texts.iter().map(String::len).sum();
-        let mut waiting = self.shared.0.lock();
-        if !waiting.closed {
-            waiting.count += 1;
-            waiting.queue.push(tenant, cost as u64, Batch { texts, reply });
-            self.shared.1.notify_one();
-        }
-        receiver
-    }
-}
-
-fn lower_priority() {
-    if let Ok(value) = ThreadPriorityValue::try_from(5_u8) {
-        // A machine that refuses is a slower machine, not a broken one.
-        let _ = set_current_thread_priority(ThreadPriority::Crossplatform(value));
-    }
-}
-
-fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Counters) {
-    loop {
-        let batch = {
-            let mut waiting = shared.0.lock();
-            loop {
-                if let Some(batch) = waiting.queue.pop() {
-                    waiting.count -= 1;
-                    break batch;
-                }
-                if waiting.closed {
-                    return;
-                }
-                shared.1.wait(&mut waiting);
-            }
-        };
-        // Whoever asked may have gone.
-        if !batch.reply.is_closed() {
-            let begun = Instant::now();
-            let vectors = model.embed_each(&batch.texts);
-            let busy = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            counters.busy_us.fetch_add(busy, Ordering::Relaxed);
-            counters.texts.fetch_add(batch.texts.len() as u64, Ordering::Relaxed);
-            let _ = batch.reply.send(vectors);
         }
     }
 }

@@ -77,7 +77,8 @@ async fn write(tenant: Tenant, stop: Arc<AtomicBool>) -> usize {
     while !stop.load(Ordering::Relaxed) {
         let words = format!("Round {round} of the boat to Skarn.");
         tenant.writer.put_document(&format!("boat-{}", round % 3), "Boats", &words).await;
-        let sent = tenant.writer.upload(&format!("log-{round}.txt"), words.as_bytes()).await;
+        let logged = format!("The log of round {round} tells of wind.");
+        let sent = tenant.writer.upload(&format!("log-{round}.txt"), logged.as_bytes()).await;
         assert_eq!(sent.status, 200, "{}", sent.text());
         let track = text(&sent.json(), "track_id");
         let ended = tenant.writer.wait_processed(&track).await;

@@ -62,11 +62,10 @@ pub struct Chunk {
     pub text: String,
 }
 
-/// A chunk's life: its version, and the transactions that added and removed it.
+/// A chunk's life: its version, and the transaction that removed it.
 #[derive(Debug, Clone, Copy)]
 pub struct Life {
     pub version: i64,
-    pub added: i64,
     pub removed: Option<i64>,
 }
 
@@ -358,9 +357,9 @@ impl Record {
             document.bodies.retain(|version, _| *version >= new.version);
             for chunk in &new.chunks {
                 let (document, text) = (new.document_id.clone(), chunk.text.clone());
-                let (version, added) = (new.version, space.seq);
-                space.chunks.insert(chunk.chunk, Chunk { document, version, seq: added, text });
-                space.lives.insert(chunk.chunk, Life { version, added, removed: None });
+                let (version, seq) = (new.version, space.seq);
+                space.chunks.insert(chunk.chunk, Chunk { document, version, seq, text });
+                space.lives.insert(chunk.chunk, Life { version, removed: None });
             }
             if let Some(job) = self.jobs.get_mut(&new.job) {
                 (job.state, job.lease, job.leased_until) = (JobState::Done, None, None);
