@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use fastembed::TextEmbedding;
+use parking_lot::Mutex;
 use tokenizers::Tokenizer;
 
 use super::fastembed_model::{ModelFiles, named};

@@ -27,7 +27,7 @@ use crate::domain::clock::Clock;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, TenantId};
 use crate::pipeline::process::{Attempts, Drafts, Pipelines, ProcessError, Steps};
-use crate::store::postgres::ingest::{ProcessedDocument, SecondVectors};
+use crate::store::postgres::ingest::ProcessedDocument;
 use crate::store::postgres::jobs::{IngestTask, JobKind, LeasedJob, Progress};
 use crate::store::postgres::leases::LeaseTerms;
 use crate::store::{Audit, ErrorKind, StoreError, Stores};

@@ -1,6 +1,7 @@
 //! A server that is told to stop loses nothing that it accepted.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -63,8 +64,10 @@ async fn a_server_that_stops_gives_long_work_back_instead_of_finishing_it() {
     let ground = Ground::new("all-MiniLM-L6-v2").await;
     let mut server = ground.start(None).await;
     // Minutes of embedding.
-    let text: String =
-        (0..40_000).map(|n| format!("Ship {n} carries {} crates of oranges. ", n * 7)).collect();
+    let mut text = String::new();
+    for n in 0..40_000 {
+        let _ = write!(text, "Ship {n} carries {} crates of oranges. ", n * 7);
+    }
     let body = json!({"text": text, "file_source": "long.txt"});
     ground.try_post(&server, "/documents/text", &body, "").await.expect("accepted");
     let status = async |server: &crate::crashes::child::Running| {

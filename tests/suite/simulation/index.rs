@@ -33,6 +33,7 @@ pub struct Disk {
 
 /// One partition: its files, and what the process knows.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what a process knows of a shard, each by itself")]
 pub struct Slot {
     pub disk: Disk,
     /// What is served: points, and up to where they were applied.
