@@ -72,7 +72,7 @@ fn class(took: Duration) -> usize {
 fn lower_bound(class: usize) -> u64 {
     let class = class as u64;
     let base = SHORTEST << (class / u64::from(STEPS));
-    base + base * (class % u64::from(STEPS)) / u64::from(STEPS)
+    base + (base * (class % u64::from(STEPS))).div_ceil(u64::from(STEPS))
 }
 
 #[cfg(test)]

@@ -168,10 +168,10 @@ pub(super) struct Packer<W: Write> {
 
 impl<W: Write> Packer<W> {
     pub(super) fn new(out: W, seal: &Seal) -> io::Result<Self> {
-        let mut packer = Self {
-            tar: tar::Builder::new(zstd::Encoder::new(seal.wrap(out)?, LEVEL)?),
-            sums: Sums::default(),
-        };
+        let mut compressed = zstd::Encoder::new(seal.wrap(out)?, LEVEL)?;
+        // The parts have hashes of their own; the manifest that holds them has only this.
+        compressed.include_checksum(true)?;
+        let mut packer = Self { tar: tar::Builder::new(compressed), sums: Sums::default() };
         let about = About { format: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned() };
         packer.text(ABOUT, &serde_json::to_vec(&about)?)?;
         Ok(packer)
