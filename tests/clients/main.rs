@@ -111,7 +111,14 @@ fn readme(server: &Mutex<Option<Server>>) -> Result<(), Failed> {
     std::fs::write(&credentials, demo.to_string())?;
     let mut command = Command::new("python3");
     command.arg(root().join("scripts/readme.py")).args([PROGRAM, &url]).arg(credentials);
-    run(command.env("BULKHEAD__DATA_DIR", data)).map(drop).map_err(Failed::from)
+    // The blocks run in a folder of their own; what set-up made is where the checkout has it.
+    let made = root().join(".local");
+    command
+        .env("BULKHEAD__DATA_DIR", data)
+        .env("BULKHEAD__DATABASE__INSTALL", made.join("vendor/postgresql"))
+        .env("BULKHEAD__EMBEDDING__MODEL_DIR", made.join("models"))
+        .env("BULKHEAD__EMBEDDING__ONNXRUNTIME", made.join("vendor/onnxruntime/libonnxruntime.so"));
+    run(&mut command).map(drop).map_err(Failed::from)
 }
 
 /// Address and data folder of the one server, which the first test starts.
