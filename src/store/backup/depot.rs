@@ -26,7 +26,8 @@ const PIECES: usize = 4;
 const SLICE: usize = 1 << 18;
 const SLICES: usize = 16;
 const PREFIX: &str = "bulkhead-";
-const TIME: &str = "%Y%m%dT%H%M%SZ";
+/// To the millisecond, since names of one time are in no order.
+const TIME: &str = "%Y%m%dT%H%M%S%3fZ";
 
 /// An archive that is there.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -336,9 +337,12 @@ mod tests {
     fn names_are_ordered_by_time_and_no_other_file_is_taken_for_an_archive() {
         let names = [at(1), at(400), at(20_000)].map(|at| Depot::name(at, Uuid::max(), at > self::at(300)));
         assert!(names.is_sorted());
+        let second = [(4, Uuid::max()), (5, Uuid::nil())]
+            .map(|(millis, id)| Depot::name(at(1) + TimeDelta::milliseconds(millis), id, true));
+        assert!(second.is_sorted(), "two of one second: {second:?}");
         assert_eq!(time_of(&names[1]), Some(at(400)));
         for name in
-            ["notes.txt", "bulkhead-20260101T000000Z.tar.zst", "bulkhead-x-01234567.tar.zst", "bulkhead-"]
+            ["notes.txt", "bulkhead-20260101T000000000Z.tar.zst", "bulkhead-x-01234567.tar.zst", "bulkhead-"]
         {
             assert_eq!(time_of(name), None, "{name}");
         }

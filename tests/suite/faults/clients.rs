@@ -1,6 +1,7 @@
 //! Clients that send a byte at a time, that vanish in the middle of an upload or a stream, and a thousand at once; beside
 //! them a neighbour whose answers stay right and quick.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -19,12 +20,14 @@ fn address(server: &Running) -> &str {
     server.url().strip_prefix("http://").expect("an address")
 }
 
-/// The second tenant asks until `done`, and gets its own answer each time. Returns how often, and the longest wait.
+/// The second tenant asks until `done`, and gets its own answer each time. Returns how often, and the longest wait;
+/// a question that is still waited for at the end counts too.
 async fn neighbour(town: &Town, server: &Running, done: impl Future<Output = ()>) -> (u32, Duration) {
     let (name, word) = town.parties[1].accepted.first_key_value().expect("a document");
     let (mut times, mut longest) = (0, Duration::ZERO);
+    let ended = Cell::new(false);
     let asking = async {
-        loop {
+        while !ended.get() {
             let begun = Instant::now();
             let answer = town.ask(server, 1, word).await;
             assert_eq!(answer["data"]["chunks"][0]["file_path"], *name, "{answer}");
@@ -33,10 +36,11 @@ async fn neighbour(town: &Town, server: &Running, done: impl Future<Output = ()>
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::select! {
-        () = asking => {}
-        () = done => {}
-    }
+    let done = async {
+        done.await;
+        ended.set(true);
+    };
+    tokio::join!(asking, done);
     (times, longest)
 }
 

@@ -24,7 +24,9 @@ fn limit(server: &Running, most: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_descriptors_refuses_and_goes_on_when_there_are_some_again() {
     let mut town = Town::new().await;
-    let server = town.ground.start(None).await;
+    // Callers who say nothing keep their descriptors until they are let go.
+    let silent = [("BULKHEAD__HTTP__HEAD_SECONDS", "600"), ("BULKHEAD__HTTP__KEEP_ALIVE_SECONDS", "600")];
+    let server = town.ground.start_with(&silent).await;
     town.send(&server, 2).await;
     town.check(&server).await;
     let address = server.url().trim_start_matches("http://").to_owned();
