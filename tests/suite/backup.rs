@@ -315,8 +315,8 @@ async fn archives_beyond_the_rule_go_and_other_files_stay() {
     let small = Small::new("backup-keep").await;
     fs::create_dir(&small.archives).expect("folder");
     let others =
-        ["notes.txt", "bulkhead-20200101T000000Z.tar.zst", "bulkhead-20200101T000000Z-0123456.tar.zst"];
-    let old = "bulkhead-20200101T000000Z-01234567.tar.zst.age";
+        ["notes.txt", "bulkhead-20200101T000000000Z.tar.zst", "bulkhead-20200101T000000000Z-0123456.tar.zst"];
+    let old = "bulkhead-20200101T000000000Z-01234567.tar.zst.age";
     for name in others.iter().chain([&old]) {
         fs::write(small.archives.join(name), "mine").expect("written");
     }

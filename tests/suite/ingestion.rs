@@ -107,13 +107,13 @@ async fn a_repeated_write_is_done_once_and_another_one_under_its_key_is_refused(
 #[tokio::test]
 async fn a_deletion_and_a_new_version_win_over_a_job_that_runs() {
     let tenant = server().tenant("races").await;
-    let running = put(&tenant.writer, "log", &long(800)).await;
+    let running = put(&tenant.writer, "log", &long(4000)).await;
     until_running(&tenant.reader, &running).await;
     tenant.writer.delete("/documents/log", &Value::Null, 200).await;
     tenant.reader.get("/documents/log", 404).await;
     assert!(found(&tenant.reader, "Which buoy was passed?").await.is_empty());
 
-    let running = put(&tenant.writer, "other", &long(800)).await;
+    let running = put(&tenant.writer, "other", &long(4000)).await;
     until_running(&tenant.reader, &running).await;
     let newer = tenant.writer.put_document("other", "Other", "The log is closed.").await;
     assert_eq!(newer["version"], 2);
