@@ -46,10 +46,10 @@ fuzz: ## Fuzz TARGET by coverage for SECONDS, on the stable toolchain; wants a C
 		.local/fuzz/$(TARGET) tests/corpus/$(TARGET)
 
 bench: setup ## Measure the server against its raw parts, in less than 20 minutes
-	$(CARGO) run --release --bin bulkhead -- bench
+	$(CARGO) run --release --features laboratory --bin bulkhead -- bench
 
 bench-full: setup ## The same, as large as the targets say
-	$(CARGO) run --release --bin bulkhead -- bench --full
+	$(CARGO) run --release --features laboratory --bin bulkhead -- bench --full
 
 bench-micro: setup ## Functions that run for every chunk or question, each by itself
 	$(CARGO) bench --profile release --features laboratory --bench hot
