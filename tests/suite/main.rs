@@ -34,6 +34,8 @@ mod faults;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
+#[cfg(feature = "laboratory")]
+mod growth;
 mod hints;
 #[cfg(feature = "laboratory")]
 mod hostile;

@@ -169,10 +169,15 @@ impl Corpus {
         }
         let mut tx = self.reader.begin().await?;
         let rows: Vec<(Vec<u8>, Vector)> = sqlx::query_as(
-            "select c.text_hash, e.embedding from chunk c
-             join chunk_embedding e on e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
-                 and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = c.chunk_id
-             where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = any($4)",
+            "select c.text_hash, e.embedding from unnest($4::text[]) as n(document_id)
+             cross join lateral (
+                 select chunk_id, text_hash from chunk c
+                 where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = n.document_id offset 0) c
+             cross join lateral (
+                 select embedding from chunk_embedding e
+                 where e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
+                     and e.home in ('00000000-0000-0000-0000-000000000000', $2)
+                     and e.chunk_id = c.chunk_id offset 0) e",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)

@@ -184,20 +184,29 @@ impl CorpusWriter {
             live.iter().map(|d| i32::try_from(d.chunks.len()).unwrap_or(i32::MAX)).collect();
         let replaced_uploads: Vec<Uuid> = sqlx::query_scalar(
             "with done as (
-                 update document d set status = 'processed', live_version = n.version, chunks_count = n.chunks,
+                 update document set status = 'processed', live_version = n.version, chunks_count = n.chunks,
                      error = null, updated_at = $6
                  from unnest($3::text[], $4::bigint[], $5::int[]) as n(document_id, version, chunks)
-                 where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id),
+                 cross join lateral (
+                     select d.ctid from document d
+                     where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id offset 0) d
+                 where document.ctid = d.ctid),
              titles as (
-                 update document_version v set title = n.title
+                 update document_version set title = n.title
                  from unnest($3::text[], $4::bigint[], $11::text[]) as n(document_id, version, title)
-                 where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
-                     and v.version = n.version and v.title is null and n.title is not null),
+                 cross join lateral (
+                     select v.ctid from document_version v
+                     where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
+                         and v.version = n.version and v.title is null and n.title is not null offset 0) v
+                 where document_version.ctid = v.ctid),
              old as (
-                 delete from document_version v using unnest($3::text[], $4::bigint[]) as n(document_id, version)
-                 where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
-                     and v.version < n.version
-                 returning v.upload_id, v.bytes),
+                 delete from document_version using unnest($3::text[], $4::bigint[]) as n(document_id, version)
+                 cross join lateral (
+                     select v.ctid from document_version v
+                     where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
+                         and v.version < n.version offset 0) v
+                 where document_version.ctid = v.ctid
+                 returning document_version.upload_id, document_version.bytes),
              given_back as (
                  update tenant_usage set bytes = bytes - (select sum(bytes) from old)
                  where tenant_id = $1 and exists (select from old)),
@@ -206,7 +215,9 @@ impl CorpusWriter {
                      lease = null, leased_until = null, updated_at = $6, finished_at = $6,
                      revision = revision + 1
                  from unnest($7::uuid[], $5::int[]) as n(job_id, chunks)
-                 where job.tenant_id = $1 and job.job_id = n.job_id),
+                 cross join lateral (
+                     select j.ctid from job j where j.tenant_id = $1 and j.job_id = n.job_id offset 0) j
+                 where job.ctid = j.ctid),
              history as (
                  insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $8, $6, $9)),
              size as (
@@ -242,16 +253,19 @@ impl CorpusWriter {
         let jobs: Vec<Uuid> = documents.iter().map(|document| document.job.0).collect();
         let leases: Vec<Uuid> = documents.iter().map(|document| document.lease).collect();
         let fence = sqlx::query(
-            "with held as (
+            "with held as materialized (
                  select j.job_id, j.document_id, j.version
-                 from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-                     on j.job_id = mine.job_id and j.lease = mine.lease
-                 where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
-                 order by j.job_id for update of j)
+                 from (select * from unnest($3::uuid[], $4::uuid[]) as n(job_id, lease) order by job_id offset 0) mine
+                 cross join lateral (
+                     select * from job j
+                     where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
+                         and j.namespace_id = $2 and j.state = 'running' for update) j)
              select held.job_id, d.live_version is not null as replaces
-             from held join document d on d.tenant_id = $1 and d.namespace_id = $2
-                 and d.document_id = held.document_id and d.version = held.version
-             order by d.document_id for update of d",
+             from (select * from held order by document_id offset 0) held
+             cross join lateral (
+                 select live_version from document d
+                 where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = held.document_id
+                     and d.version = held.version for update) d",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
@@ -281,11 +295,18 @@ impl CorpusWriter {
         }
         let rows = sqlx::query(
             "with gone as (
-                 delete from chunk where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
-                 returning chunk_id),
+                 delete from chunk using unnest($3::text[]) as n(document_id)
+                 cross join lateral (
+                     select c.ctid from chunk c
+                     where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = n.document_id offset 0) c
+                 where chunk.ctid = c.ctid
+                 returning chunk.chunk_id),
              unmentioned as (
-                 delete from chunk_mention m using gone
-                 where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = gone.chunk_id)
+                 delete from chunk_mention using gone
+                 cross join lateral (
+                     select m.ctid from chunk_mention m
+                     where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = gone.chunk_id offset 0) m
+                 where chunk_mention.ctid = m.ctid)
              delete from chunk_embedding e using gone
              where e.tenant_id = $1 and e.namespace_id = $2
                  and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = gone.chunk_id

@@ -252,16 +252,24 @@ impl CorpusWriter {
     pub async fn job_open(&self, jobs: &[LeasedJob]) -> Result<Vec<IngestTask>, StoreError> {
         const OPERATION: &str = "job.open";
         let mut tx = self.reader.begin().await?;
+        // Each row by its whole key, here and in all that ingestion does for a list of documents:
+        // docs/decisions/rows-by-their-whole-key.md.
         let rows = sqlx::query(
             "select j.job_id, j.lease, v.document_id, v.version, v.title, v.file_name, v.metadata, v.body,
                  v.upload_id, d.live_version is not null as replaces
              from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-             join job j on j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
-             join document d on d.tenant_id = $1 and d.namespace_id = $2
-                 and d.document_id = j.document_id and d.version = j.version
-             join document_version v on v.tenant_id = $1 and v.namespace_id = $2
-                 and v.document_id = j.document_id and v.version = j.version
-             where j.state = 'running'",
+             cross join lateral (
+                 select * from job j
+                 where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
+                     and j.state = 'running' offset 0) j
+             cross join lateral (
+                 select live_version from document d
+                 where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = j.document_id
+                     and d.version = j.version offset 0) d
+             cross join lateral (
+                 select * from document_version v
+                 where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = j.document_id
+                     and v.version = j.version offset 0) v",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
@@ -305,16 +313,20 @@ impl CorpusWriter {
             "with held as (
                  update job set stage = $5, done = $6, total = $7, rate = $8, revision = revision + 1,
                      updated_at = $9, leased_until = $10
-                 where job.tenant_id = $1 and job.job_id in (
-                     select j.job_id from job j join unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
-                         on j.job_id = mine.job_id and j.lease = mine.lease
-                     where j.tenant_id = $1 and j.namespace_id = $2 and j.state = 'running'
-                     order by j.job_id for update of j)
+                 from (select * from unnest($3::uuid[], $4::uuid[]) as n(job_id, lease) order by job_id offset 0) mine
+                 cross join lateral (
+                     select j.ctid from job j
+                     where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
+                         and j.namespace_id = $2 and j.state = 'running' for update) j
+                 where job.ctid = j.ctid
                  returning job.job_id, job.document_id, job.version),
              seen as (
-                 update document d set status = $5, updated_at = $9 from held
-                 where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = held.document_id
-                     and d.version = held.version)
+                 update document set status = $5, updated_at = $9 from held
+                 cross join lateral (
+                     select d.ctid from document d
+                     where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = held.document_id
+                         and d.version = held.version for update) d
+                 where document.ctid = d.ctid)
              select job_id from held",
         )
         .bind(self.partition.tenant().0)

@@ -90,9 +90,18 @@ impl CorpusWriter {
         // progress and commit.
         sqlx::query(
             "update job set state = 'cancelled', finished_at = $4, updated_at = $4, revision = revision + 1
-             where tenant_id = $1 and job_id in (
-                 select job_id from job where tenant_id = $1 and namespace_id = $2 and document_id = any($3)
-                     and state in ('queued', 'running') order by job_id for update)",
+             from (
+                 select j.job_id from unnest($3::text[]) as n(document_id)
+                 cross join lateral (
+                     select job_id from job j
+                     where j.tenant_id = $1 and j.namespace_id = $2 and j.document_id = n.document_id
+                         and j.state in ('queued', 'running') offset 0) j
+                 order by job_id offset 0) older
+             cross join lateral (
+                 select j.ctid from job j
+                 where j.tenant_id = $1 and j.job_id = older.job_id
+                     and j.state in ('queued', 'running') for update) j
+             where job.ctid = j.ctid",
         )
         .bind(tenant)
         .bind(namespace)
@@ -146,8 +155,14 @@ impl CorpusWriter {
         let names: Vec<&str> = documents.iter().map(|document| document.file_name.as_str()).collect();
         let taken: Option<String> = sqlx::query_scalar(
             "select n.file_name from unnest($3::text[], $4::text[]) as n(document_id, file_name)
-             where exists(select from document d where d.tenant_id = $1 and d.namespace_id = $2
-                 and (d.file_name = n.file_name and n.file_name <> $5 or d.document_id = n.document_id)) limit 1",
+             cross join lateral (
+                 (select 1 from document d
+                  where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id limit 1)
+                 union all
+                 (select 1 from document d
+                  where d.tenant_id = $1 and d.namespace_id = $2 and d.file_name = n.file_name
+                      and n.file_name <> $5 limit 1)) taken
+             limit 1",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
@@ -169,9 +184,11 @@ impl CorpusWriter {
     ) -> Result<BTreeMap<Vec<u8>, (String, String)>, StoreError> {
         let hashes: Vec<&[u8]> = documents.iter().map(|document| document.content_hash.as_slice()).collect();
         let rows: Vec<(Vec<u8>, String, String)> = sqlx::query_as(
-            "select content_hash, document_id, track_id from document
-             where tenant_id = $1 and namespace_id = $2 and content_hash = any($3)
-                 and metadata ->> 'is_duplicate' is null",
+            "select d.content_hash, d.document_id, d.track_id from unnest($3::bytea[]) as n(content_hash)
+             cross join lateral (
+                 select * from document d
+                 where d.tenant_id = $1 and d.namespace_id = $2 and d.content_hash = n.content_hash
+                     and d.metadata ->> 'is_duplicate' is null offset 0) d",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
