@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::entities::{Entity, Relation};
+use super::entities::{Entity, Relation, Support, Wanted, describe};
 use super::fusion::FusionSettings;
 use super::graph::WalkSettings;
 use super::graphs::Graphs;
-use super::post_filter::rows;
+use super::post_filter::{first_page, rows};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{ChunkId, ModelId, NamespaceName};
 use crate::domain::lexical::Lexicon;
@@ -229,18 +229,29 @@ impl Engine {
         };
         begun(Stage::Reading);
         let order = walked.as_ref().map_or(&ranking.fused, |walked| &walked.chunks);
-        let (mut chunks, mut stale) = rows(&ranking.corpus, order, &ranking.versions, wanted).await?;
+        let best = first_page(order, wanted);
+        let top = question.top_k.get();
+        let (first, mentions) = match &walked {
+            Some(walked) => Wanted::of(&best, walked, top).read_with(&ranking.corpus, &best).await?,
+            None => (ranking.corpus.chunk_list(&best).await?, Vec::new()),
+        };
+        let (mut chunks, mut stale) =
+            rows(&ranking.corpus, order, &ranking.versions, wanted, Some(first)).await?;
         if stale > 0 && chunks.len() < wanted {
             self.rank_exactly(&mut ranking, question).await?;
             let have: HashSet<ChunkId> = chunks.iter().map(|chunk| chunk.row.chunk).collect();
             let more: Vec<_> =
                 ranking.fused.iter().filter(|(chunk, _)| !have.contains(chunk)).copied().collect();
             let (refill, gone) =
-                rows(&ranking.corpus, &more, &ranking.versions, wanted - chunks.len()).await?;
+                rows(&ranking.corpus, &more, &ranking.versions, wanted - chunks.len(), None).await?;
             chunks.extend(refill);
             stale += gone;
         }
         begun(Stage::Ordering);
+        let (entities, relations) = match &walked {
+            Some(walked) => describe(walked, &Support::new(mentions, &chunks), top),
+            None => Default::default(),
+        };
         within_budget(&mut chunks, question.max_total_tokens);
         metadata.fallback = ranking.fallback;
         metadata.foreign = ranking.trimmed.foreign;
@@ -248,10 +259,6 @@ impl Engine {
         if metadata.foreign > 0 {
             metadata.degraded.push("foreign_rows_dropped");
         }
-        let (entities, relations) = match &walked {
-            Some(walked) => self.describe(&ranking, walked, &chunks, question).await?,
-            None => Default::default(),
-        };
         let references = references(&chunks);
         Ok(Some(Material { chunks, entities, relations, references, metadata }))
     }

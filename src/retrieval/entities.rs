@@ -1,12 +1,11 @@
 //! Entities and relations of an answer: found by the graph as hashes, named by the rows of live chunks.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::engine::{Engine, Question, RankedChunk, RetrievalError, Walked};
-use super::search::Ranking;
+use super::engine::{RankedChunk, Walked};
 use crate::domain::ids::{ChunkId, TenantId};
 use crate::domain::words::sentences;
-use crate::store::postgres::chunks::MentionRow;
+use crate::store::postgres::chunks::{ChunkRow, MentionRow};
 use crate::store::{Corpus, StoreError};
 
 /// Where a statement is from.
@@ -67,28 +66,54 @@ const DESCRIBED: usize = 8;
 
 /// Chunks by which entities and relations are named, and those of them whose text is read to describe them.
 #[derive(Debug, Default)]
-pub(super) struct Wanted<'t> {
+pub(super) struct Wanted {
     mentions: BTreeSet<ChunkId>,
-    /// Texts that were read already.
-    have: HashMap<ChunkId, &'t str>,
+    /// Chunks whose text is read anyway.
+    have: HashSet<ChunkId>,
     texts: BTreeSet<ChunkId>,
 }
 
-impl<'t> Wanted<'t> {
-    /// The chunks of an answer.
-    pub(super) fn new(chunks: &'t [RankedChunk]) -> Self {
-        let have: HashMap<ChunkId, &str> =
-            chunks.iter().map(|chunk| (chunk.row.chunk, chunk.row.text.as_str())).collect();
-        Self { mentions: have.keys().copied().collect(), have, texts: BTreeSet::new() }
+impl Wanted {
+    /// What names the best entities and relations of a walk, beside the chunks of the answer.
+    pub(super) fn of(answer: &[ChunkId], walked: &Walked, top: usize) -> Self {
+        let have: HashSet<ChunkId> = answer.iter().copied().collect();
+        let mut wanted = Self { mentions: have.iter().copied().collect(), have, texts: BTreeSet::new() };
+        for (_, mentioned) in walked.entities.iter().take(top) {
+            wanted.support(mentioned, SUPPORT);
+        }
+        for (_, _, _, mentioned) in walked.relations.iter().take(top) {
+            wanted.support(mentioned, SUPPORT);
+        }
+        wanted
     }
 
     /// So many of the chunks that mention one entity or relation; of these, one text, unless one is read anyway.
     pub(super) fn support(&mut self, chunks: &[ChunkId], count: usize) {
         self.mentions.extend(chunks.iter().take(count));
-        let is_read = |chunk: &ChunkId| self.have.contains_key(chunk) || self.texts.contains(chunk);
+        let is_read = |chunk: &ChunkId| self.have.contains(chunk) || self.texts.contains(chunk);
         if !chunks.iter().any(is_read) {
             self.texts.extend(chunks.first());
         }
+    }
+
+    /// Reads what names them.
+    pub(super) async fn read(&self, corpus: &Corpus) -> Result<Vec<MentionRow>, StoreError> {
+        let (mentions, texts) = self.lists();
+        corpus.mention_list(&mentions, &texts).await
+    }
+
+    /// The same, and the rows of the answer's chunks.
+    pub(super) async fn read_with(
+        &self,
+        corpus: &Corpus,
+        answer: &[ChunkId],
+    ) -> Result<(Vec<ChunkRow>, Vec<MentionRow>), StoreError> {
+        let (mentions, texts) = self.lists();
+        corpus.chunk_and_mention_list(answer, &mentions, &texts).await
+    }
+
+    fn lists(&self) -> (Vec<ChunkId>, Vec<ChunkId>) {
+        (self.mentions.iter().copied().collect(), self.texts.iter().copied().collect())
     }
 }
 
@@ -101,10 +126,9 @@ pub(super) struct Support<'t> {
 }
 
 impl<'t> Support<'t> {
-    /// Reads what is wanted, and no text that was read already.
-    pub(super) async fn read(corpus: &Corpus, wanted: Wanted<'t>) -> Result<Self, StoreError> {
-        let list = |chunks: BTreeSet<ChunkId>| chunks.into_iter().collect::<Vec<_>>();
-        let mut mentions = corpus.mention_list(&list(wanted.mentions), &list(wanted.texts)).await?;
+    /// What was read, beside the texts of an answer.
+    pub(super) fn new(mut mentions: Vec<MentionRow>, answer: &'t [RankedChunk]) -> Self {
+        let have = answer.iter().map(|chunk| (chunk.row.chunk, chunk.row.text.as_str())).collect();
         // The store gives them in no order; the same rows are always described the same.
         mentions.sort_unstable_by_key(|mention| mention.chunk);
         let mut by_key: HashMap<u64, Vec<usize>> = HashMap::new();
@@ -116,7 +140,7 @@ impl<'t> Support<'t> {
                 }
             }
         }
-        Ok(Self { mentions, by_key, have: wanted.have })
+        Self { mentions, by_key, have }
     }
 
     /// Places of the rows that mention an entity, in order.
@@ -215,34 +239,17 @@ impl Sources {
     }
 }
 
-impl Engine {
-    /// Names what a walk found. An entity that no live chunk mentions any more is left out.
-    pub(super) async fn describe(
-        &self,
-        ranking: &Ranking,
-        walked: &Walked,
-        chunks: &[RankedChunk],
-        question: &Question,
-    ) -> Result<(Vec<Entity>, Vec<Relation>), RetrievalError> {
-        let top = question.top_k.get();
-        let mut wanted = Wanted::new(chunks);
-        for (_, mentioned) in walked.entities.iter().take(top) {
-            wanted.support(mentioned, SUPPORT);
+/// Names what a walk found. An entity that no live chunk mentions any more is left out.
+pub(super) fn describe(walked: &Walked, support: &Support<'_>, top: usize) -> (Vec<Entity>, Vec<Relation>) {
+    let entities = walked.entities.iter().take(top).filter_map(|(key, _)| support.entity(*key)).collect();
+    let mut names: HashMap<u64, Option<&str>> = HashMap::new();
+    let mut relations = Vec::new();
+    for (source, target, weight, _) in walked.relations.iter().take(top) {
+        let [one, other] = [source, target]
+            .map(|key| Some((*key, (*names.entry(*key).or_insert_with(|| support.name(*key)))?)));
+        if let (Some(one), Some(other)) = (one, other) {
+            relations.extend(support.relation(one, other, *weight));
         }
-        for (_, _, _, mentioned) in walked.relations.iter().take(top) {
-            wanted.support(mentioned, SUPPORT);
-        }
-        let support = Support::read(&ranking.corpus, wanted).await?;
-        let entities = walked.entities.iter().take(top).filter_map(|(key, _)| support.entity(*key)).collect();
-        let mut names: HashMap<u64, Option<&str>> = HashMap::new();
-        let mut relations = Vec::new();
-        for (source, target, weight, _) in walked.relations.iter().take(top) {
-            let [one, other] = [source, target]
-                .map(|key| Some((*key, (*names.entry(*key).or_insert_with(|| support.name(*key)))?)));
-            if let (Some(one), Some(other)) = (one, other) {
-                relations.extend(support.relation(one, other, *weight));
-            }
-        }
-        Ok((entities, relations))
     }
+    (entities, relations)
 }

@@ -39,13 +39,20 @@ pub(super) fn own_hits(
     Ok(foreign)
 }
 
-/// Reads the rows of the best candidates until `wanted` are there or none is left.
+/// The candidates whose rows are read first.
+pub(super) fn first_page(candidates: &[(ChunkId, f32)], wanted: usize) -> Vec<ChunkId> {
+    candidates.iter().take(wanted).map(|(chunk, _)| *chunk).collect()
+}
+
+/// Reads the rows of the best candidates until `wanted` are there or none is left; `first` are those of the first
+/// page, where they were read already.
 #[tracing::instrument(name = "retrieval.rows", skip_all, fields(tenant = %corpus.partition().tenant()))]
 pub(super) async fn rows(
     corpus: &Corpus,
     candidates: &[(ChunkId, f32)],
     versions: &HashMap<ChunkId, i64>,
     wanted: usize,
+    mut first: Option<Vec<ChunkRow>>,
 ) -> Result<(Vec<RankedChunk>, usize), StoreError> {
     let mut ranked = Vec::with_capacity(wanted);
     let mut stale = 0;
@@ -53,9 +60,11 @@ pub(super) async fn rows(
     while ranked.len() < wanted && !rest.is_empty() {
         let (page, later) = rest.split_at((wanted - ranked.len()).min(rest.len()));
         rest = later;
-        let ids: Vec<ChunkId> = page.iter().map(|(chunk, _)| *chunk).collect();
-        let mut rows: HashMap<ChunkId, ChunkRow> =
-            corpus.chunk_list(&ids).await?.into_iter().map(|row| (row.chunk, row)).collect();
+        let read = match first.take() {
+            Some(read) => read,
+            None => corpus.chunk_list(&first_page(page, page.len())).await?,
+        };
+        let mut rows: HashMap<ChunkId, ChunkRow> = read.into_iter().map(|row| (row.chunk, row)).collect();
         for (chunk, score) in page {
             let row = rows.remove(chunk);
             match row.filter(|row| versions.get(chunk).is_none_or(|version| *version == row.version)) {

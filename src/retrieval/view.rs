@@ -70,7 +70,7 @@ impl Engine {
         for relation in &found.relations {
             wanted.support(&relation.chunks, support);
         }
-        let support = Support::read(corpus, wanted).await?;
+        let support = Support::new(wanted.read(corpus).await?, &[]);
         let nodes: Vec<Entity> =
             found.entities.iter().filter_map(|entity| support.entity(entity.key.0)).collect();
         let by_key: HashMap<u64, &Entity> = nodes.iter().map(|node| (node.key, node)).collect();

@@ -4,10 +4,13 @@
 
 use std::sync::Arc;
 
+use sqlx::postgres::PgRow;
+
 use super::StoreError;
 use super::partition::Partition;
 use super::postgres::Postgres;
 use super::postgres::pools::Lane;
+use super::postgres::prepared::Call;
 use super::postgres::transaction::{Plans, TenantTransaction};
 use super::uploads::Uploads;
 use super::vector::VectorIndex;
@@ -81,6 +84,15 @@ impl TenantReader {
 
     pub(in crate::store) async fn begin(&self) -> Result<TenantTransaction, StoreError> {
         self.begin_with(Plans::Usual).await
+    }
+
+    /// The rows of each call, read in one message.
+    pub(in crate::store) async fn read<const N: usize>(
+        &self,
+        calls: [Call<'_>; N],
+        operation: &'static str,
+    ) -> Result<[Vec<PgRow>; N], StoreError> {
+        self.postgres().read(self.lane, self.scope.tenant(), calls, operation).await
     }
 
     pub(in crate::store) async fn begin_with(&self, plans: Plans) -> Result<TenantTransaction, StoreError> {

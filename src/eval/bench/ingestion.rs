@@ -35,6 +35,10 @@ impl Bench<'_> {
         raw(&self.subject.embedding, sample, &mut ways, Arc::clone(&clock)).await?;
         // The best two are tried in each round.
         ways.truncate(2);
+        for Way { batch, by_length } in &ways {
+            let order = if *by_length { "by length" } else { "as they come" };
+            eprintln!("raw embedding is fast in batches of {batch}, {order}");
+        }
         let mut shares = Vec::new();
         for _ in 0..self.plan.rounds {
             let texts = self.texts(self.plan.documents, self.plan.words);

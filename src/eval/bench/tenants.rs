@@ -122,11 +122,19 @@ impl Bench<'_> {
         self.texts(DOCUMENTS, PASSAGE)
     }
 
-    /// Once everything that was written is projected and flushed, and what is idle is put away.
+    /// Once everything that was written is projected and flushed, and what is idle is put away: when it holds no
+    /// fewer descriptors than a while before.
     async fn footprint(&self) -> Result<Footprint, BenchError> {
-        tokio::time::sleep(REST).await;
         let folders: [&Path; 1] = [&self.subject.data_dir];
-        Ok(footprint(&folders)?)
+        let mut before = f64::INFINITY;
+        loop {
+            tokio::time::sleep(REST).await;
+            let seen = footprint(&folders)?;
+            if seen.descriptors >= before {
+                return Ok(seen);
+            }
+            before = seen.descriptors;
+        }
     }
 
     /// The first questions of tenants whose shards were closed for others.

@@ -61,7 +61,7 @@ impl Lane {
         threads: usize,
         background: bool,
     ) -> Result<Self, EmbedderError> {
-        let waiting = Waiting { queue: FairQueue::new(8 * 1024), count: 0, closed: false };
+        let waiting = Waiting { queue: FairQueue::new(), count: 0, closed: false };
         let shared = Arc::new((Mutex::new(waiting), Condvar::new()));
         let lane = Arc::clone(&shared);
         // The session is made inside a thread of low priority so that its own threads inherit that.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::error::failed;
 use super::ingest::TERM_SPACE;
+use super::prepared::{CHUNKS, Call, MENTIONS, Value};
 use super::transaction::{Plans, TenantTransaction};
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
@@ -88,6 +89,28 @@ pub struct MentionRow {
     pub counts: Vec<i16>,
 }
 
+impl<'r> FromRow<'r, PgRow> for MentionRow {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            tenant: TenantId(row.try_get("tenant_id")?),
+            namespace: row.try_get("namespace")?,
+            chunk: ChunkId(row.try_get("chunk_id")?),
+            text: row.try_get("text")?,
+            document_id: row.try_get("document_id")?,
+            file_name: row.try_get("file_name")?,
+            created_at: row.try_get("created_at")?,
+            keys: row.try_get("keys")?,
+            names: row.try_get("names")?,
+            kinds: row.try_get("kinds")?,
+            counts: row.try_get("counts")?,
+        })
+    }
+}
+
+fn ids(chunks: &[ChunkId]) -> Vec<Uuid> {
+    chunks.iter().map(|chunk| chunk.0).collect()
+}
+
 impl Corpus {
     /// Searches the index of this corpus; `None` when there is no usable one.
     ///
@@ -102,17 +125,11 @@ impl Corpus {
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn chunk_list(&self, chunks: &[ChunkId]) -> Result<Vec<ChunkRow>, StoreError> {
-        let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
-        let mut tx = self.reader.begin().await?;
-        let rows = sqlx::query_as(CHUNK_LIST)
-            .bind(self.partition.tenant().0)
-            .bind(self.partition.namespace().0)
-            .bind(&ids)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed("chunk.list"))?;
-        tx.commit().await?;
-        Ok(rows)
+        const OPERATION: &str = "chunk.list";
+        let wanted = ids(chunks);
+        let values = self.values(&wanted);
+        let [rows] = self.reader.read([Call { statement: &CHUNKS, values: &values }], OPERATION).await?;
+        rows.iter().map(ChunkRow::from_row).collect::<Result<_, _>>().map_err(failed(OPERATION))
     }
 
     /// The entities of these chunks, in no order; with the text of those that are among `texts` too.
@@ -125,33 +142,38 @@ impl Corpus {
         texts: &[ChunkId],
     ) -> Result<Vec<MentionRow>, StoreError> {
         const OPERATION: &str = "mention.list";
-        let ids = |chunks: &[ChunkId]| -> Vec<Uuid> { chunks.iter().map(|chunk| chunk.0).collect() };
-        let mut tx = self.reader.begin().await?;
-        let rows = sqlx::query(MENTION_LIST)
-            .bind(self.partition.tenant().0)
-            .bind(self.partition.namespace().0)
-            .bind(ids(chunks))
-            .bind(ids(texts))
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
-        tx.commit().await?;
-        let mention = |row: &PgRow| {
-            Ok(MentionRow {
-                tenant: TenantId(row.try_get("tenant_id")?),
-                namespace: row.try_get("namespace")?,
-                chunk: ChunkId(row.try_get("chunk_id")?),
-                text: row.try_get("text")?,
-                document_id: row.try_get("document_id")?,
-                file_name: row.try_get("file_name")?,
-                created_at: row.try_get("created_at")?,
-                keys: row.try_get("keys")?,
-                names: row.try_get("names")?,
-                kinds: row.try_get("kinds")?,
-                counts: row.try_get("counts")?,
-            })
-        };
-        rows.iter().map(mention).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+        let (wanted, texts) = (ids(chunks), ids(texts));
+        let [tenant, namespace, wanted] = self.values(&wanted);
+        let values = [tenant, namespace, wanted, Value::Ids(&texts)];
+        let [rows] = self.reader.read([Call { statement: &MENTIONS, values: &values }], OPERATION).await?;
+        rows.iter().map(MentionRow::from_row).collect::<Result<_, _>>().map_err(failed(OPERATION))
+    }
+
+    /// Both at once: the rows of chunks, and the entities of others.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_and_mention_list(
+        &self,
+        chunks: &[ChunkId],
+        mentioning: &[ChunkId],
+        texts: &[ChunkId],
+    ) -> Result<(Vec<ChunkRow>, Vec<MentionRow>), StoreError> {
+        const OPERATION: &str = "chunk.and_mention.list";
+        let (chunks, mentioning, texts) = (ids(chunks), ids(mentioning), ids(texts));
+        let (rows, [tenant, namespace, wanted]) = (self.values(&chunks), self.values(&mentioning));
+        let mentions = [tenant, namespace, wanted, Value::Ids(&texts)];
+        let calls =
+            [Call { statement: &CHUNKS, values: &rows }, Call { statement: &MENTIONS, values: &mentions }];
+        let [rows, mentions] = self.reader.read(calls, OPERATION).await?;
+        let rows: Result<_, _> = rows.iter().map(ChunkRow::from_row).collect();
+        let mentions: Result<_, _> = mentions.iter().map(MentionRow::from_row).collect();
+        Ok((rows.map_err(failed(OPERATION))?, mentions.map_err(failed(OPERATION))?))
+    }
+
+    /// This corpus and these chunks, as the lists' statements want them.
+    fn values<'a>(&self, ids: &'a [Uuid]) -> [Value<'a>; 3] {
+        [Value::Id(self.partition.tenant().0), Value::Id(self.partition.namespace().0), Value::Ids(ids)]
     }
 
     /// The embeddings of documents that answer now, by the hash of what the model saw: an unchanged chunk of

@@ -29,6 +29,7 @@ pub mod namespaces;
 pub mod orphans;
 pub mod partitions;
 pub(in crate::store) mod pools;
+pub(in crate::store) mod prepared;
 pub mod projection;
 pub mod reembed;
 pub mod requeue;
@@ -43,12 +44,13 @@ use std::sync::Arc;
 
 use error::failed;
 use partitions::VectorSettings;
-use pools::{Lane, Pools};
+use pools::{Lane, Pools, TenantPool};
 pub use pools::{PoolSettings, PoolUse, RoleAddresses};
-use sqlx::postgres::PgConnectOptions;
+use prepared::Call;
+use sqlx::postgres::{PgConnectOptions, PgRow};
 use transaction::{Plans, TenantTransaction};
 
-use super::StoreError;
+use super::{ErrorKind, StoreError};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{IdSource, ModelId, TenantId};
 
@@ -106,13 +108,29 @@ impl Postgres {
         tenant: TenantId,
         plans: Plans,
     ) -> Result<TenantTransaction, StoreError> {
-        let pool = match lane {
+        TenantTransaction::begin(self.pool(lane), tenant, plans).await
+    }
+
+    pub(in crate::store) async fn read<const N: usize>(
+        &self,
+        lane: Lane,
+        tenant: TenantId,
+        calls: [Call<'_>; N],
+        operation: &'static str,
+    ) -> Result<[Vec<PgRow>; N], StoreError> {
+        let results = transaction::read(self.pool(lane), tenant, &calls, operation).await?;
+        results.try_into().map_err(|_| {
+            StoreError::new(ErrorKind::Internal, "postgres", operation, "not as many results as statements")
+        })
+    }
+
+    fn pool(&self, lane: Lane) -> &TenantPool {
+        match lane {
             Lane::Query => &self.pools.query,
             Lane::Ingest => &self.pools.ingest,
             Lane::Audit => &self.pools.audit,
             Lane::Deployment => &self.pools.deployment,
-        };
-        TenantTransaction::begin(pool, tenant, plans).await
+        }
     }
 
     /// How each pool is used.

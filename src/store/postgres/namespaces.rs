@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::documents::namespace_lock;
 use super::error::failed;
+use super::prepared::{Call, NAMESPACE, Value};
 use super::transaction::TenantTransaction;
 use crate::config::crash_point;
 use crate::domain::Seq;
@@ -76,23 +77,10 @@ impl TenantReader {
         }
         let tenant = self.scope.tenant();
         let terms: Vec<i32> = terms.iter().filter_map(|term| i32::try_from(*term).ok()).collect();
-        let mut tx = self.begin().await?;
-        let row = sqlx::query(
-            "select n.namespace_id, n.model_id, n.building, n.seq, n.chunks, f.terms, f.counts
-             from namespace n left join lateral (
-                 select array_agg(term) as terms, array_agg(chunks) as counts from term_frequency f
-                 where f.tenant_id = $1 and f.namespace_id = n.namespace_id and f.term = any($3) and f.chunks > 0
-             ) f on cardinality($3) > 0
-             where n.tenant_id = $1 and n.name = $2",
-        )
-        .bind(tenant.0)
-        .bind(name.as_str())
-        .bind(&terms)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("namespace.get"))?;
-        tx.commit().await?;
-        let Some(row) = row else { return Ok(None) };
+        let values = [Value::Id(tenant.0), Value::Name(name), Value::Numbers(&terms)];
+        let call = Call { statement: &NAMESPACE, values: &values };
+        let [rows] = self.read([call], "namespace.get").await?;
+        let Some(row) = rows.into_iter().next() else { return Ok(None) };
         let decode = |row: &PgRow| -> Result<_, sqlx::Error> {
             let terms: Option<Vec<i32>> = row.try_get("terms")?;
             let counts: Option<Vec<i32>> = row.try_get("counts")?;
@@ -371,3 +359,14 @@ const PURGE_TENANT: [(&str, &str); 12] = [
     ("namespace", "delete from namespace where tenant_id = $1"),
     ("tenant_usage", "delete from tenant_usage where tenant_id = $1"),
 ];
+
+pub(super) const NAMESPACE_TERMS: &str =
+    "select n.namespace_id, n.model_id, n.building, n.seq, n.chunks, f.terms, f.counts
+     from namespace n left join lateral (
+         select array_agg(f.term) as terms, array_agg(f.chunks) as counts from unnest($3) as wanted(term)
+         cross join lateral (
+             select term, chunks from term_frequency f
+             where f.tenant_id = $1 and f.namespace_id = n.namespace_id and f.term = wanted.term
+                 and f.chunks > 0 offset 0) f
+     ) f on cardinality($3) > 0
+     where n.tenant_id = $1 and n.name = $2";

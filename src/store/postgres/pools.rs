@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::sync::Cache;
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
 
+use super::prepared::preparation;
 use crate::domain::ids::TenantId;
 
 /// Sizes and waits of the pools.
@@ -45,6 +46,15 @@ pub struct RoleAddresses {
 /// Connections for the audit log: one writer of two chains at a time, or a reader beside it.
 const AUDIT_CONNECTIONS: u32 = 2;
 
+/// How statements on tenant data are planned. Each tenant is estimated as if it owned everything
+/// (docs/decisions/a-tenant-may-own-everything.md), which must not make one that owns little read the rows of all, nor
+/// take a second process for a question.
+const TENANT_PLANS: [(&str, &str); 3] =
+    [("enable_seqscan", "off"), ("max_parallel_workers_per_gather", "0"), ("jit", "off")];
+
+/// Statements that a connection keeps prepared.
+const STATEMENTS: usize = 256;
+
 /// What a transaction is for, which decides its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Lane {
@@ -69,7 +79,12 @@ pub(in crate::store) struct TenantPool {
 
 impl TenantPool {
     fn new(options: PgConnectOptions, connections: u32, share: u32, wait: Duration) -> Self {
-        Self::over(pool(options, connections, wait), share, wait)
+        let prepared = options_of(connections, wait).after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(AssertSqlSafe(preparation())).execute(connection).await.map(drop)
+            })
+        });
+        Self::over(prepared.connect_lazy_with(options.statement_cache_capacity(STATEMENTS)), share, wait)
     }
 
     fn over(pool: PgPool, share: u32, wait: Duration) -> Self {
@@ -126,10 +141,10 @@ pub(in crate::store) struct Pools {
 impl Pools {
     pub(in crate::store) fn new(addresses: &RoleAddresses, settings: &PoolSettings) -> Self {
         let wait = Duration::from_millis(settings.acquire_timeout_ms);
-        let app = addresses.app.clone();
+        let app = addresses.app.clone().options(TENANT_PLANS);
         let control = pool(addresses.control.clone(), 3, Duration::from_secs(10));
         Self {
-            audit: TenantPool::new(app.clone(), AUDIT_CONNECTIONS, AUDIT_CONNECTIONS, wait),
+            audit: TenantPool::over(pool(app.clone(), AUDIT_CONNECTIONS, wait), AUDIT_CONNECTIONS, wait),
             deployment: TenantPool::over(control.clone(), 1, Duration::from_secs(10)),
             query: TenantPool::new(
                 app.clone(),
@@ -195,6 +210,10 @@ impl Pools {
 /// A lazy pool whose connections are clean when they go back: one that is still inside a transaction,
 /// or that cannot tell, is closed instead.
 fn pool(options: PgConnectOptions, connections: u32, wait: Duration) -> PgPool {
+    options_of(connections, wait).connect_lazy_with(options.statement_cache_capacity(STATEMENTS))
+}
+
+fn options_of(connections: u32, wait: Duration) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(wait)
@@ -208,5 +227,4 @@ fn pool(options: PgConnectOptions, connections: u32, wait: Duration) -> PgPool {
                 clean.fetch_one(connection).await
             })
         })
-        .connect_lazy_with(options.statement_cache_capacity(256))
 }

@@ -5,11 +5,14 @@
 
 use std::ops::{Deref, DerefMut};
 
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
+use futures::TryStreamExt;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Either, PgConnection, PgPool, Postgres, Transaction};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::failed;
 use super::pools::TenantPool;
+use super::prepared::Call;
 use crate::domain::ids::TenantId;
 use crate::store::error::{ErrorKind, StoreError};
 
@@ -45,41 +48,104 @@ impl TenantTransaction {
         plans: Plans,
     ) -> Result<Self, StoreError> {
         const OPERATION: &str = "transaction.begin";
-        let busy =
-            || StoreError::new(ErrorKind::Unavailable, "postgres", OPERATION, "the tenant's share is in use");
-        let share = tokio::time::timeout(pool.wait, pool.share_of(tenant).acquire_owned())
-            .await
-            .map_err(|_| busy())?
-            .map_err(|_| busy())?;
+        let share = share(pool, tenant).await?;
         let pool = pool.pool.clone();
-        // A uuid has no character that could end the literal.
-        let plans = match plans {
-            Plans::Usual => String::new(),
-            Plans::Graph { candidates } => format!(
-                ", set_config('plan_cache_mode', 'force_custom_plan', true), \
-                 set_config('enable_sort', 'off', true), \
-                 set_config('hnsw.ef_search', '{candidates}', true), \
-                 set_config('hnsw.iterative_scan', 'strict_order', true)"
-            ),
-        };
-        let begin = format!(
-            "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
-             set_config('application_name', 'bulkhead {tenant}', true){plans}"
-        );
+        let begin = opening(tenant, plans);
         let task = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
-        let inner = task
-            .await
-            .map_err(|error| {
-                StoreError::new(ErrorKind::Internal, "postgres", OPERATION, "the task died")
-                    .with_source(error)
-            })?
-            .map_err(failed(OPERATION))?;
+        let inner = task.await.map_err(died(OPERATION))?.map_err(failed(OPERATION))?;
         Ok(Self { inner, _share: share })
     }
 
     /// Commits.
     pub(in crate::store) async fn commit(self) -> Result<(), StoreError> {
         self.inner.commit().await.map_err(failed("transaction.commit"))
+    }
+}
+
+/// Has prepared statements read in a transaction of their own, all of it in one message. The rows of each, as text.
+///
+/// A question's reads are what everybody waits for, and each message there and back costs both processes a turn:
+/// docs/decisions/a-read-is-one-message.md. Runs in a task of its own, as [`TenantTransaction::begin`] does.
+pub(super) async fn read(
+    pool: &TenantPool,
+    tenant: TenantId,
+    calls: &[Call<'_>],
+    operation: &'static str,
+) -> Result<Vec<Vec<PgRow>>, StoreError> {
+    let share = share(pool, tenant).await?;
+    let pool = pool.pool.clone();
+    let mut message = opening(tenant, Plans::Usual);
+    for call in calls {
+        message.push_str("; ");
+        call.write(&mut message);
+    }
+    message.push_str("; commit");
+    let task = tokio::task::spawn(async move {
+        let _share = share;
+        answered(&pool, message).await
+    });
+    let mut results = task.await.map_err(died(operation))?.map_err(failed(operation))?;
+    // What `begin` and the settings answer comes first, and last what `commit` does.
+    results.truncate(results.len().saturating_sub(1));
+    Ok(results.split_off(2.min(results.len())))
+}
+
+/// The rows of each statement of a message. After a failure nothing of it is left on the connection.
+async fn answered(pool: &PgPool, message: String) -> Result<Vec<Vec<PgRow>>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    let (mut results, mut rows) = (Vec::new(), Vec::new());
+    let mut stream = sqlx::raw_sql(AssertSqlSafe(message)).fetch_many(&mut *connection);
+    let ended = loop {
+        match stream.try_next().await {
+            Ok(Some(Either::Right(row))) => rows.push(row),
+            Ok(Some(Either::Left(_end))) => results.push(std::mem::take(&mut rows)),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(stream);
+    if let Err(error) = ended {
+        // A connection that cannot is closed by its pool.
+        drop(sqlx::raw_sql("rollback").execute(&mut *connection).await);
+        return Err(error);
+    }
+    Ok(results)
+}
+
+/// A place among the connections that the tenant may hold.
+async fn share(pool: &TenantPool, tenant: TenantId) -> Result<OwnedSemaphorePermit, StoreError> {
+    let busy = || {
+        StoreError::new(
+            ErrorKind::Unavailable,
+            "postgres",
+            "transaction.begin",
+            "the tenant's share is in use",
+        )
+    };
+    let share = tokio::time::timeout(pool.wait, pool.share_of(tenant).acquire_owned()).await;
+    share.map_err(|_| busy())?.map_err(|_| busy())
+}
+
+/// Begins, and sets tenant and application name. A uuid has no character that could end the literal.
+fn opening(tenant: TenantId, plans: Plans) -> String {
+    let plans = match plans {
+        Plans::Usual => String::new(),
+        Plans::Graph { candidates } => format!(
+            ", set_config('plan_cache_mode', 'force_custom_plan', true), \
+             set_config('enable_sort', 'off', true), \
+             set_config('hnsw.ef_search', '{candidates}', true), \
+             set_config('hnsw.iterative_scan', 'strict_order', true)"
+        ),
+    };
+    format!(
+        "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
+         set_config('application_name', 'bulkhead {tenant}', true){plans}"
+    )
+}
+
+fn died(operation: &'static str) -> impl FnOnce(tokio::task::JoinError) -> StoreError {
+    move |error| {
+        StoreError::new(ErrorKind::Internal, "postgres", operation, "the task died").with_source(error)
     }
 }
 
