@@ -182,62 +182,21 @@ impl CorpusWriter {
         let versions: Vec<i64> = live.iter().map(|document| document.version).collect();
         let counts: Vec<i32> =
             live.iter().map(|d| i32::try_from(d.chunks.len()).unwrap_or(i32::MAX)).collect();
-        let replaced_uploads: Vec<Uuid> = sqlx::query_scalar(
-            "with done as (
-                 update document set status = 'processed', live_version = n.version, chunks_count = n.chunks,
-                     error = null, updated_at = $6
-                 from unnest($3::text[], $4::bigint[], $5::int[]) as n(document_id, version, chunks)
-                 cross join lateral (
-                     select d.ctid from document d
-                     where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id offset 0) d
-                 where document.ctid = d.ctid),
-             titles as (
-                 update document_version set title = n.title
-                 from unnest($3::text[], $4::bigint[], $11::text[]) as n(document_id, version, title)
-                 cross join lateral (
-                     select v.ctid from document_version v
-                     where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
-                         and v.version = n.version and v.title is null and n.title is not null offset 0) v
-                 where document_version.ctid = v.ctid),
-             old as (
-                 delete from document_version using unnest($3::text[], $4::bigint[]) as n(document_id, version)
-                 cross join lateral (
-                     select v.ctid from document_version v
-                     where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
-                         and v.version < n.version offset 0) v
-                 where document_version.ctid = v.ctid
-                 returning document_version.upload_id, document_version.bytes),
-             given_back as (
-                 update tenant_usage set bytes = bytes - (select sum(bytes) from old)
-                 where tenant_id = $1 and exists (select from old)),
-             finished as (
-                 update job set state = 'done', stage = 'processed', done = n.chunks, total = n.chunks,
-                     lease = null, leased_until = null, updated_at = $6, finished_at = $6,
-                     revision = revision + 1
-                 from unnest($7::uuid[], $5::int[]) as n(job_id, chunks)
-                 cross join lateral (
-                     select j.ctid from job j where j.tenant_id = $1 and j.job_id = n.job_id offset 0) j
-                 where job.ctid = j.ctid),
-             history as (
-                 insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $8, $6, $9)),
-             size as (
-                 update namespace set chunks = chunks + $10 where tenant_id = $1 and namespace_id = $2)
-             select upload_id from old where upload_id is not null",
-        )
-        .bind(tenant)
-        .bind(namespace)
-        .bind(&ids)
-        .bind(&versions)
-        .bind(&counts)
-        .bind(now)
-        .bind(&live_jobs)
-        .bind(seq)
-        .bind(&removed)
-        .bind(written - i64::try_from(removed.len()).unwrap_or(i64::MAX))
-        .bind(live.iter().map(|document| document.title.as_deref()).collect::<Vec<_>>())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
+        let replaced_uploads: Vec<Uuid> = sqlx::query_scalar(DOCUMENTS_FINISH)
+            .bind(tenant)
+            .bind(namespace)
+            .bind(&ids)
+            .bind(&versions)
+            .bind(&counts)
+            .bind(now)
+            .bind(&live_jobs)
+            .bind(seq)
+            .bind(&removed)
+            .bind(written - i64::try_from(removed.len()).unwrap_or(i64::MAX))
+            .bind(live.iter().map(|document| document.title.as_deref()).collect::<Vec<_>>())
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
         tx.commit().await?;
         self.uploads_forget(&replaced_uploads).await;
         Ok(Committed { seq: Seq(seq), jobs: live_jobs.into_iter().map(JobId).collect() })
@@ -297,7 +256,7 @@ impl CorpusWriter {
             "with gone as (
                  delete from chunk using unnest($3::text[]) as n(document_id)
                  cross join lateral (
-                     select c.ctid from chunk c
+                     select ctid from chunk c
                      where c.tenant_id = $1 and c.namespace_id = $2 and c.document_id = n.document_id offset 0) c
                  where chunk.ctid = c.ctid
                  returning chunk.chunk_id),
@@ -501,3 +460,41 @@ impl CorpusWriter {
         Ok(())
     }
 }
+
+/// What a commit changes beside the chunks. Returns the uploads that nothing names any more.
+const DOCUMENTS_FINISH: &str = "with done as (
+         update document set status = 'processed', live_version = n.version, chunks_count = n.chunks, error = null,
+             updated_at = $6
+         from unnest($3::text[], $4::bigint[], $5::int[]) as n(document_id, version, chunks)
+         cross join lateral (
+             select ctid from document d
+             where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = n.document_id offset 0) d
+         where document.ctid = d.ctid),
+     titles as (
+         update document_version set title = n.title
+         from unnest($3::text[], $4::bigint[], $11::text[]) as n(document_id, version, title)
+         cross join lateral (
+             select v.ctid from document_version v
+             where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
+                 and v.version = n.version and v.title is null and n.title is not null offset 0) v
+         where document_version.ctid = v.ctid),
+     old as (
+         delete from document_version using unnest($3::text[], $4::bigint[]) as n(document_id, version)
+         cross join lateral (
+             select v.ctid from document_version v
+             where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = n.document_id
+                 and v.version < n.version offset 0) v
+         where document_version.ctid = v.ctid returning document_version.upload_id, document_version.bytes),
+     given_back as (
+         update tenant_usage set bytes = bytes - (select sum(bytes) from old)
+         where tenant_id = $1 and exists (select from old)),
+     finished as (
+         update job set state = 'done', stage = 'processed', done = n.chunks, total = n.chunks, lease = null,
+             leased_until = null, updated_at = $6, finished_at = $6, revision = revision + 1
+         from unnest($7::uuid[], $5::int[]) as n(job_id, chunks)
+         cross join lateral (
+             select j.ctid from job j where j.tenant_id = $1 and j.job_id = n.job_id offset 0) j
+         where job.ctid = j.ctid),
+     history as (insert into outbox (tenant_id, namespace_id, seq, at, removed) values ($1, $2, $8, $6, $9)),
+     size as (update namespace set chunks = chunks + $10 where tenant_id = $1 and namespace_id = $2)
+     select upload_id from old where upload_id is not null";
