@@ -212,13 +212,13 @@ impl CorpusWriter {
         let jobs: Vec<Uuid> = documents.iter().map(|document| document.job.0).collect();
         let leases: Vec<Uuid> = documents.iter().map(|document| document.lease).collect();
         let fence = sqlx::query(
-            "with held as materialized (
-                 select j.job_id, j.document_id, j.version
+            "with held as materialized (select j.job_id, j.document_id, j.version
                  from (select * from unnest($3::uuid[], $4::uuid[]) as n(job_id, lease) order by job_id offset 0) mine
                  cross join lateral (
                      select * from job j
                      where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
-                         and j.namespace_id = $2 and j.state = 'running' for update) j)
+                         and j.namespace_id = $2 for update) j
+                 where j.state = 'running')
              select held.job_id, d.live_version is not null as replaces
              from (select * from held order by document_id offset 0) held
              cross join lateral (

@@ -253,15 +253,15 @@ impl CorpusWriter {
         const OPERATION: &str = "job.open";
         let mut tx = self.reader.begin().await?;
         // Each row by its whole key, here and in all that ingestion does for a list of documents:
-        // docs/decisions/rows-by-their-whole-key.md.
+        // docs/decisions/rows-by-their-whole-key.md. The state is looked at afterwards: asked for inside, it makes
+        // the index of what is queued look as good as the key.
         let rows = sqlx::query(
             "select j.job_id, j.lease, v.document_id, v.version, v.title, v.file_name, v.metadata, v.body,
                  v.upload_id, d.live_version is not null as replaces
              from unnest($3::uuid[], $4::uuid[]) as mine(job_id, lease)
              cross join lateral (
                  select * from job j
-                 where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
-                     and j.state = 'running' offset 0) j
+                 where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease offset 0) j
              cross join lateral (
                  select live_version from document d
                  where d.tenant_id = $1 and d.namespace_id = $2 and d.document_id = j.document_id
@@ -269,7 +269,8 @@ impl CorpusWriter {
              cross join lateral (
                  select * from document_version v
                  where v.tenant_id = $1 and v.namespace_id = $2 and v.document_id = j.document_id
-                     and v.version = j.version offset 0) v",
+                     and v.version = j.version offset 0) v
+             where j.state = 'running'",
         )
         .bind(self.partition.tenant().0)
         .bind(self.partition.namespace().0)
@@ -315,10 +316,10 @@ impl CorpusWriter {
                      updated_at = $9, leased_until = $10
                  from (select * from unnest($3::uuid[], $4::uuid[]) as n(job_id, lease) order by job_id offset 0) mine
                  cross join lateral (
-                     select j.ctid from job j
+                     select j.ctid, j.state from job j
                      where j.tenant_id = $1 and j.job_id = mine.job_id and j.lease = mine.lease
-                         and j.namespace_id = $2 and j.state = 'running' for update) j
-                 where job.ctid = j.ctid
+                         and j.namespace_id = $2 for update) j
+                 where job.ctid = j.ctid and j.state = 'running'
                  returning job.job_id, job.document_id, job.version),
              seen as (
                  update document set status = $5, updated_at = $9 from held

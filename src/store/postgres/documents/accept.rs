@@ -93,15 +93,13 @@ impl CorpusWriter {
              from (
                  select j.job_id from unnest($3::text[]) as n(document_id)
                  cross join lateral (
-                     select job_id from job j
-                     where j.tenant_id = $1 and j.namespace_id = $2 and j.document_id = n.document_id
-                         and j.state in ('queued', 'running') offset 0) j
-                 order by job_id offset 0) older
+                     select job_id, state from job j
+                     where j.tenant_id = $1 and j.namespace_id = $2 and j.document_id = n.document_id offset 0) j
+                 where j.state in ('queued', 'running') order by job_id offset 0) older
              cross join lateral (
-                 select j.ctid from job j
-                 where j.tenant_id = $1 and j.job_id = older.job_id
-                     and j.state in ('queued', 'running') for update) j
-             where job.ctid = j.ctid",
+                 select j.ctid, j.state from job j
+                 where j.tenant_id = $1 and j.job_id = older.job_id for update) j
+             where job.ctid = j.ctid and j.state in ('queued', 'running')",
         )
         .bind(tenant)
         .bind(namespace)
