@@ -1,15 +1,16 @@
 //! The projector between PostgreSQL and real shards: nothing is lost, doubled, resurrected or left behind.
 
-use std::collections::{BTreeSet, HashMap};
+mod observed;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bulkhead::domain::Seq;
 use bulkhead::domain::clock::SystemClock;
-use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource, NamespaceName, SystemIds, TenantId};
+use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource, NamespaceName, SystemIds};
 use bulkhead::domain::limits::Limits;
 use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::store::postgres::documents::{Acceptance, Content, NewDocument, OnExisting};
@@ -17,107 +18,15 @@ use bulkhead::store::postgres::ingest::{Mentions, NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::projection::History;
 use bulkhead::store::qdrant_edge::{EdgeIndex, EdgeSettings};
 use bulkhead::store::uploads::Uploads;
-use bulkhead::store::vector::{Entries, Found, Point, Position, Rebuild, Terms, VectorIndex, VectorQuery};
-use bulkhead::store::{Corpus, CorpusWriter, ErrorKind, Partition, StoreError, Stores};
+use bulkhead::store::vector::{Terms, VectorIndex, VectorQuery};
+use bulkhead::store::{Corpus, CorpusWriter, ErrorKind, Stores};
 use bulkhead::tenancy::{Directory, Permit, Write};
+use observed::Observed;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::Database;
 use crate::deployment::{Harness, chunk, terms};
-
-/// Shards, with what is done to them observed and disturbed.
-struct Observed {
-    index: EdgeIndex,
-    now: Mutex<HashMap<TenantId, usize>>,
-    most: AtomicUsize,
-    most_of_a_tenant: AtomicUsize,
-    flushes: AtomicUsize,
-    away: AtomicBool,
-    damaged: AtomicBool,
-    unwritable: AtomicBool,
-    slow: AtomicBool,
-}
-
-#[async_trait]
-impl VectorIndex for Observed {
-    fn name(&self) -> &'static str {
-        self.index.name()
-    }
-
-    async fn search(&self, partition: &Partition, query: &VectorQuery) -> Result<Option<Found>, StoreError> {
-        self.index.search(partition, query).await
-    }
-
-    async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError> {
-        if self.away.load(Ordering::Relaxed) {
-            return Err(StoreError::new(ErrorKind::Unavailable, "observed", "position", "away"));
-        }
-        self.index.position(partition).await
-    }
-
-    async fn entries(
-        &self,
-        partition: &Partition,
-        from: Option<ChunkId>,
-        limit: usize,
-    ) -> Result<Option<Entries>, StoreError> {
-        self.index.entries(partition, from, limit).await
-    }
-
-    async fn apply(
-        &self,
-        partition: &Partition,
-        upserts: Vec<Point>,
-        deletes: Vec<ChunkId>,
-        through: Seq,
-    ) -> Result<(), StoreError> {
-        if self.damaged.swap(false, Ordering::Relaxed) {
-            return Err(StoreError::new(ErrorKind::Damaged, "observed", "apply", "damaged"));
-        }
-        {
-            let mut now = self.now.lock();
-            let own = now.entry(partition.tenant()).or_default();
-            *own += 1;
-            self.most_of_a_tenant.fetch_max(*own, Ordering::Relaxed);
-            self.most.fetch_max(now.values().sum(), Ordering::Relaxed);
-        }
-        if self.slow.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let applied = self.index.apply(partition, upserts, deletes, through).await;
-        *self.now.lock().entry(partition.tenant()).or_default() -= 1;
-        applied
-    }
-
-    async fn flush(&self, partition: &Partition) -> Result<Seq, StoreError> {
-        self.flushes.fetch_add(1, Ordering::Relaxed);
-        self.index.flush(partition).await
-    }
-
-    async fn rebuild(&self, partition: &Partition) -> Result<Box<dyn Rebuild>, StoreError> {
-        if self.unwritable.load(Ordering::Relaxed) {
-            return Err(StoreError::new(ErrorKind::Unavailable, "observed", "rebuild", "the disk is full"));
-        }
-        self.index.rebuild(partition).await
-    }
-
-    async fn wants_rebuild(&self, partition: &Partition) -> bool {
-        self.index.wants_rebuild(partition).await
-    }
-
-    async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
-        self.index.tenants().await
-    }
-
-    async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
-        self.index.partitions(tenant).await
-    }
-
-    async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {
-        self.index.remove(partition).await
-    }
-}
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).expect("folder");

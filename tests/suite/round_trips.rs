@@ -106,12 +106,17 @@ async fn a_read_of_a_question_waits_for_one_round_trip_and_any_other_for_four_at
     let corpus = reader.corpus_get(&name).await.expect("read").expect("there");
     let document = bulkhead::domain::ids::DocumentId::parse("doc").expect("id");
     for round in 0..2 {
-        for read in ["corpus_get", "chunk_list", "mention_list", "document_get"] {
+        for read in ["corpus_get", "chunk_list", "mention_list", "both", "document_get"] {
             proxy.take().await;
             match read {
                 "corpus_get" => drop(reader.corpus_get(&name).await.expect(read)),
                 "chunk_list" => assert_eq!(corpus.chunk_list(&ids).await.expect(read).len(), 2),
                 "mention_list" => assert_eq!(corpus.mention_list(&ids, &[]).await.expect(read).len(), 2),
+                "both" => {
+                    let (rows, mentions) =
+                        corpus.chunk_and_mention_list(&ids[..1], &ids, &[]).await.expect(read);
+                    assert_eq!((rows.len(), mentions.len()), (1, 2));
+                }
                 _ => drop(corpus.document_get(&document).await.expect(read)),
             }
             let trips = proxy.take().await;

@@ -13,9 +13,9 @@ use crate::domain::ids::NamespaceName;
 
 /// A statement, prepared when a connection opens.
 pub(in crate::store) struct Prepared {
-    pub(super) name: &'static str,
+    name: &'static str,
     parameters: &'static str,
-    pub(super) text: &'static str,
+    text: &'static str,
 }
 
 pub(super) const CHUNKS: Prepared =
