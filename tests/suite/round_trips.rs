@@ -119,7 +119,11 @@ async fn a_read_of_a_question_waits_for_one_round_trip_and_any_other_for_four_at
                 }
                 _ => drop(corpus.document_get(&document).await.expect(read)),
             }
-            let trips = proxy.take().await;
+            let mut trips = proxy.take().await;
+            // A connection that rested is asked whether it is alive.
+            if trips.first().is_some_and(|trip| trip == "sync") {
+                trips.remove(0);
+            }
             let is_end = |trip: &String| trip == "COMMIT" || trip.ends_with("; commit");
             let waited_for = trips.iter().position(is_end).expect("a commit") + 1;
             if read == "document_get" {

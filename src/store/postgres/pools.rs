@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool};
 use tokio::sync::Semaphore;
 
 use super::prepared::preparation;
@@ -51,6 +51,10 @@ const AUDIT_CONNECTIONS: u32 = 2;
 /// take a second process for a question.
 const TENANT_PLANS: [(&str, &str); 3] =
     [("enable_seqscan", "off"), ("max_parallel_workers_per_gather", "0"), ("jit", "off")];
+
+/// For how long a connection may rest until it is asked whether it is alive before anybody is given it. Its database may
+/// have left meanwhile, which must not cost a caller an answer; while the server is busy, nobody waits for the question.
+const RESTED: Duration = Duration::from_millis(500);
 
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 256;
@@ -219,6 +223,14 @@ fn options_of(connections: u32, wait: Duration) -> PgPoolOptions {
         .acquire_timeout(wait)
         .idle_timeout(Duration::from_mins(5))
         .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for >= RESTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .after_release(|connection, _| {
             Box::pin(async move {
                 let clean = sqlx::query_scalar::<_, bool>(

@@ -51,9 +51,7 @@ impl TenantTransaction {
         let share = share(pool, tenant).await?;
         let pool = pool.pool.clone();
         let begin = opening(tenant, plans);
-        let task = tokio::task::spawn(async move {
-            alive(&pool, || pool.begin_with(AssertSqlSafe(begin.clone()))).await
-        });
+        let task = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
         let inner = task.await.map_err(died(OPERATION))?.map_err(failed(OPERATION))?;
         Ok(Self { inner, _share: share })
     }
@@ -84,7 +82,7 @@ pub(super) async fn read(
     message.push_str("; commit");
     let task = tokio::task::spawn(async move {
         let _share = share;
-        alive(&pool, || answered(&pool, &message)).await
+        answered(&pool, message).await
     });
     let mut results = task.await.map_err(died(operation))?.map_err(failed(operation))?;
     // What `begin` and the settings answer comes first, and last what `commit` does.
@@ -93,10 +91,10 @@ pub(super) async fn read(
 }
 
 /// The rows of each statement of a message. After a failure nothing of it is left on the connection.
-async fn answered(pool: &PgPool, message: &str) -> Result<Vec<Vec<PgRow>>, sqlx::Error> {
+async fn answered(pool: &PgPool, message: String) -> Result<Vec<Vec<PgRow>>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let (mut results, mut rows) = (Vec::new(), Vec::new());
-    let mut stream = sqlx::raw_sql(AssertSqlSafe(message.to_owned())).fetch_many(&mut *connection);
+    let mut stream = sqlx::raw_sql(AssertSqlSafe(message)).fetch_many(&mut *connection);
     let ended = loop {
         match stream.try_next().await {
             Ok(Some(Either::Right(row))) => rows.push(row),
@@ -112,22 +110,6 @@ async fn answered(pool: &PgPool, message: &str) -> Result<Vec<Vec<PgRow>>, sqlx:
         return Err(error);
     }
     Ok(results)
-}
-
-/// Begins or reads on the next connection when one turns out to be dead that its database left while nobody used it.
-/// Nothing was changed on it; a database that is away leaves none to try.
-async fn alive<T, W>(pool: &PgPool, work: impl Fn() -> W) -> Result<T, sqlx::Error>
-where
-    W: Future<Output = Result<T, sqlx::Error>>,
-{
-    for _ in 0..pool.options().get_max_connections() {
-        let had_idle = pool.num_idle() > 0;
-        match work().await {
-            Err(sqlx::Error::Io(_)) if had_idle => {}
-            done => return done,
-        }
-    }
-    work().await
 }
 
 /// A place among the connections that the tenant may hold.
