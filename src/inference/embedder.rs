@@ -1,6 +1,8 @@
-//! Two sessions of the embedding model: one for questions, one for documents on threads of low priority.
+//! Sessions of the embedding model: for questions, for questions of tenants that ask much, and for documents, the
+//! latter two on threads of lower priority.
 
 mod lane;
+mod questions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +17,9 @@ use super::fastembed_model::{ModelFiles, named};
 use super::hashing;
 use super::vector_cache::VectorCache;
 use crate::domain::ids::{ModelId, TenantId};
+use crate::domain::priority::Priority;
 use lane::Lane;
+use questions::Questions;
 
 /// Which model, and how it runs.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -96,7 +100,7 @@ pub struct ModelInfo {
 /// What one of a model's sessions has done since the start, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionCounts {
-    /// `questions` or `documents`.
+    /// `questions`, `much` (questions of tenants that ask much) or `documents`.
     pub session: &'static str,
     /// Texts embedded.
     pub texts: u64,
@@ -111,7 +115,7 @@ pub struct SessionCounts {
 pub struct Embedder {
     info: Arc<ModelInfo>,
     tokenizer: Arc<Tokenizer>,
-    questions: Lane,
+    questions: Arc<Questions>,
     documents: Lane,
     batch: usize,
 }
@@ -136,8 +140,8 @@ impl Embedder {
             0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
-        let questions = Lane::start("embed-questions", &source, settings, threads, false)?;
-        let documents = Lane::start("embed-documents", &source, settings, threads, true)?;
+        let questions = Questions::start(&source, settings, threads)?;
+        let documents = Lane::start("embed-documents", &source, settings, threads, Priority::Last)?;
         let mut tokenizer = source.tokenizer()?;
         tokenizer.with_padding(None);
         let truncated = tokenizer.with_truncation(None);
@@ -146,7 +150,7 @@ impl Embedder {
             name: settings.model.clone(),
             id: ModelId::parse(&source.identity(settings))
                 .map_err(|error| EmbedderError::Model(error.to_string()))?,
-            dimension: questions.dimension,
+            dimension: questions.dimension(),
             max_tokens: settings.max_tokens,
         };
         Ok(Self {
@@ -166,21 +170,23 @@ impl Embedder {
 
     /// What its sessions have done.
     #[must_use]
-    pub fn counts(&self) -> [SessionCounts; 2] {
-        [("questions", &self.questions), ("documents", &self.documents)].map(|(session, lane)| {
-            SessionCounts {
-                session,
-                texts: lane.counters.texts.load(Ordering::Relaxed),
-                busy_us: lane.counters.busy_us.load(Ordering::Relaxed),
-                waiting: lane.shared.0.lock().count as u64,
-            }
+    pub fn counts(&self) -> impl Iterator<Item = SessionCounts> {
+        self.lanes().map(|(session, lane)| SessionCounts {
+            session,
+            texts: lane.counters.texts.load(Ordering::Relaxed),
+            busy_us: lane.counters.busy_us.load(Ordering::Relaxed),
+            waiting: lane.shared.0.lock().count as u64,
         })
     }
 
-    /// Whether both of its threads run.
+    /// Whether all of its threads run.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        [&self.questions, &self.documents].iter().all(|lane| !lane.thread.is_finished())
+        self.lanes().all(|(_, lane)| !lane.thread.is_finished())
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = (&'static str, &Lane)> {
+        self.questions.lanes().chain([("documents", &self.documents)])
     }
 
     /// The model's own tokenizer, neither truncating nor padding.
@@ -226,7 +232,7 @@ impl Embedder {
         }
         for (places, reply) in running {
             let batch = reply.await.map_err(|_| EmbedderError::Stopped)?;
-            for (at, vector) in std::iter::zip(places, batch) {
+            for (at, vector) in std::iter::zip(places, batch.vectors) {
                 vectors[*at] = vector;
             }
         }

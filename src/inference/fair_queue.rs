@@ -14,18 +14,27 @@ pub(super) struct FairQueue<K, T> {
     order: BTreeSet<(u64, u64, K)>,
     /// When the last items of tenants that wait for nothing end.
     ends: HashMap<K, u64>,
+    /// How many ends there are when those that are over are forgotten.
+    forget_at: usize,
     /// The start of the item that was served last, in costs.
     now: u64,
     arrivals: u64,
 }
 
-/// Ends that are kept before those that are over are forgotten.
+/// The least of that.
 const ENDS: usize = 1024;
 
 impl<K: Copy + Eq + Hash + Ord, T> FairQueue<K, T> {
     /// An empty queue.
     pub(super) fn new() -> Self {
-        Self { waiting: HashMap::new(), order: BTreeSet::new(), ends: HashMap::new(), now: 0, arrivals: 0 }
+        Self {
+            waiting: HashMap::new(),
+            order: BTreeSet::new(),
+            ends: HashMap::new(),
+            forget_at: ENDS,
+            now: 0,
+            arrivals: 0,
+        }
     }
 
     /// Adds an item of this cost behind the tenant's others.
@@ -48,8 +57,10 @@ impl<K: Copy + Eq + Hash + Ord, T> FairQueue<K, T> {
         let end = start.saturating_add(cost.max(1));
         if items.is_empty() {
             self.waiting.remove(&tenant);
-            if self.ends.len() >= ENDS {
+            if self.ends.len() >= self.forget_at {
                 self.ends.retain(|_, end| *end > start);
+                // Twice as many as are not over, so that each is looked at about once.
+                self.forget_at = ENDS.max(2 * self.ends.len());
             }
             self.ends.insert(tenant, end);
         } else {

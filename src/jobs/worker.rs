@@ -220,12 +220,12 @@ impl Workers {
         turn: &mut u64,
     ) -> Result<Option<(Vec<LeasedJob>, Option<Place>)>, StoreError> {
         let mut backlog = self.queue.backlog(256).await?;
-        turns.retain(|tenant, _| backlog.iter().any(|waiting| waiting.tenant == *tenant));
-        backlog.sort_by_key(|waiting| turns.get(&waiting.tenant).copied().unwrap_or(0));
-        for waiting in backlog {
+        turns.retain(|tenant, _| backlog.contains(tenant));
+        backlog.sort_by_key(|tenant| turns.get(tenant).copied().unwrap_or(0));
+        for tenant in backlog {
             *turn += 1;
-            turns.insert(waiting.tenant, *turn);
-            let place = self.places.take(waiting.tenant);
+            turns.insert(tenant, *turn);
+            let place = self.places.take(tenant);
             let terms = LeaseTerms {
                 jobs: self.settings.batch_documents,
                 bytes: self.settings.batch_bytes,
@@ -233,7 +233,7 @@ impl Workers {
                 uploads: place.is_some(),
                 node: self.node,
             };
-            let leased = self.queue.lease(waiting.tenant, terms).await?;
+            let leased = self.queue.lease(tenant, terms).await?;
             if !leased.is_empty() {
                 let place = place.filter(|_| leased.iter().any(|job| job.upload));
                 return Ok(Some((leased, place)));

@@ -19,6 +19,7 @@ use crate::domain::document::Parsed;
 use crate::domain::ids::{ChunkId, IdSource, ModelId, NamespaceId, TenantId};
 use crate::domain::lexical::Lexicon;
 use crate::domain::names::NameHasher;
+use crate::domain::priority::in_background;
 use crate::inference::{Embedder, EmbedderError};
 use crate::store::postgres::ingest::{Mentions, NewChunk};
 use crate::store::postgres::jobs::IngestTask;
@@ -288,7 +289,7 @@ impl Steps for Pipeline {
         Ok(self.parser.parse(file_type, bytes).await?)
     }
 
-    /// Off the async threads.
+    /// Off the async threads, and when nobody waits for the processor.
     async fn analyse(
         &self,
         namespace: NamespaceId,
@@ -296,7 +297,7 @@ impl Steps for Pipeline {
         parsed: Parsed,
     ) -> Result<Drafts, ProcessError> {
         let pipeline = self.clone();
-        tokio::task::spawn_blocking(move || pipeline.analyse_now(namespace, title, &parsed))
+        in_background(move || pipeline.analyse_now(namespace, title, &parsed))
             .await
             .map_err(|_| ProcessError::Analysis)?
     }

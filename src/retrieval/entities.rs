@@ -87,9 +87,12 @@ impl Wanted {
         wanted
     }
 
-    /// So many of the chunks that mention one entity or relation; of these, one text, unless one is read anyway.
+    /// So many of the chunks that mention one entity or relation, first of all those that are read anyway; of these, one
+    /// text, unless one is read anyway.
     pub(super) fn support(&mut self, chunks: &[ChunkId], count: usize) {
-        self.mentions.extend(chunks.iter().take(count));
+        let (read, more): (Vec<ChunkId>, Vec<ChunkId>) =
+            chunks.iter().partition(|chunk| self.mentions.contains(chunk));
+        self.mentions.extend(more.iter().take(count.saturating_sub(read.len())));
         let is_read = |chunk: &ChunkId| self.have.contains(chunk) || self.texts.contains(chunk);
         if !chunks.iter().any(is_read) {
             self.texts.extend(chunks.first());

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::machine::{GENERATOR, processors};
 use super::{Bench, BenchError, question};
@@ -38,6 +38,14 @@ impl Generator {
         let runtime =
             Builder::new_multi_thread().worker_threads(2).thread_name(GENERATOR).enable_all().build()?;
         Ok(Self(Some(runtime)))
+    }
+
+    /// Runs a task of its own.
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Result<JoinHandle<T>, BenchError> {
+        Ok(self.0.as_ref().ok_or(BenchError::Ended)?.spawn(task))
     }
 
     /// Has so many tasks work off the texts, each one after the other.

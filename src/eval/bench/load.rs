@@ -1,10 +1,7 @@
-//! Several clients at once, a deletion, and a small tenant beside a busy one.
+//! Several clients at once, and a deletion.
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use tokio::task::JoinSet;
 
 use super::generator::Generator;
 use super::{Bench, BenchError, PASSAGE, question};
@@ -28,12 +25,6 @@ const DELETED_FROM: usize = 500;
 const DELETED: usize = 20;
 /// Most milliseconds of a deletion beyond writing something durably.
 const DELETION: f64 = 15.0;
-/// Most times that a small tenant's questions take as long beside a busy one, at the median and of the slowest.
-const NEIGHBOUR: (f64, f64) = (1.3, 2.0);
-/// Clients of the busy tenant.
-const BUSY_CLIENTS: usize = 4;
-/// Words of its documents.
-const BUSY_WORDS: usize = 1200;
 
 impl Bench<'_> {
     pub(super) async fn clients(&mut self) -> Result<Vec<Row>, BenchError> {
@@ -130,59 +121,5 @@ impl Bench<'_> {
         let time = between(begun, self.now());
         std::fs::remove_file(path)?;
         Ok(time)
-    }
-
-    pub(super) async fn neighbour(&mut self) -> Result<Vec<Row>, BenchError> {
-        let place = self.shared().await?;
-        let texts = self.questions(self.plan.questions);
-        let alone = self.asked_by(1, &place.client, texts, "naive").await?;
-        let busy = self.place("busy").await?;
-        let documents = self.texts(self.plan.documents * 10, BUSY_WORDS);
-        let questions = Arc::new(self.questions(self.plan.questions));
-        // Something to be asked about.
-        busy.send(&documents[..1]).await?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = Arc::new(AtomicUsize::new(0));
-        let mut noise = JoinSet::new();
-        for _ in 0..BUSY_CLIENTS {
-            let (client, questions) = (busy.client.clone(), Arc::clone(&questions));
-            let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
-            noise.spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    let at = asked.fetch_add(1, Ordering::Relaxed);
-                    // What the busy tenant is refused is no matter here.
-                    let _ =
-                        client.post("/query/data", &question(&questions[at % questions.len()], "mix")).await;
-                }
-            });
-        }
-        let texts = self.questions(self.plan.questions);
-        // Accepted within a second or two; worked off for a minute.
-        let (beside, sent) =
-            tokio::join!(self.asked_by(1, &place.client, texts, "naive"), busy.send(&documents));
-        stop.store(true, Ordering::Relaxed);
-        noise.join_all().await;
-        sent?;
-        let beside = beside?;
-        let (middle, usual) = (median(&beside.times), median(&alone.times));
-        let (slow, least) = (percentile(&beside.times, 99), percentile(&alone.times, 99));
-        #[expect(clippy::cast_precision_loss, reason = "a count for people")]
-        let questions = asked.load(Ordering::Relaxed) as f64;
-        Ok(vec![
-            Row::new(
-                "small tenant beside a busy one, median times alone",
-                middle / usual,
-                "times",
-                Target::Most(NEIGHBOUR.0),
-                vec![middle, usual, questions],
-            ),
-            Row::new(
-                "small tenant beside a busy one, p99 times alone",
-                slow / least,
-                "times",
-                Target::Most(NEIGHBOUR.1),
-                vec![slow, least],
-            ),
-        ])
     }
 }

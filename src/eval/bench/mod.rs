@@ -9,6 +9,7 @@ mod generator;
 mod ingestion;
 mod load;
 mod machine;
+mod neighbour;
 mod recovery;
 mod row_security;
 mod tenants;
@@ -113,6 +114,8 @@ pub struct Plan {
     pub passages: usize,
     /// Questions of one client.
     pub questions: usize,
+    /// Those of a tenant that asks now and then beside a busy one.
+    pub neighbour_questions: usize,
     /// Chunks at which the corpus without a model is looked at as it grows.
     pub growth: Vec<usize>,
     /// Tenants without a document.
@@ -134,6 +137,7 @@ impl Plan {
             words: 1200,
             passages: 5000,
             questions: 300,
+            neighbour_questions: 100,
             growth: vec![1000, 10_000],
             empty_tenants: 1000,
             small_tenants: 200,
@@ -146,6 +150,7 @@ impl Plan {
     pub fn full(parts: Vec<Part>) -> Self {
         Self {
             questions: 1000,
+            neighbour_questions: 2000,
             growth: vec![1000, 10_000, 50_000],
             empty_tenants: 10_000,
             small_tenants: 1000,

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use thread_priority::{ThreadPriority, ThreadPriorityValue, set_current_thread_priority};
 use tokio::sync::oneshot;
 
 use super::super::fair_queue::FairQueue;
 use super::super::vector_cache::VectorCache;
 use super::{Embedded, EmbedderError, EmbeddingSettings, Model, Source};
 use crate::domain::ids::TenantId;
+use crate::domain::priority::Priority;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -23,7 +23,15 @@ pub(super) struct Counters {
 /// Texts of one tenant and one call, and where that call waits for their vectors, in their order.
 struct Batch {
     texts: Vec<String>,
-    reply: oneshot::Sender<Vec<Embedded>>,
+    reply: oneshot::Sender<Done>,
+}
+
+/// What a call gets.
+pub(super) struct Done {
+    /// In the order of its texts.
+    pub(super) vectors: Vec<Embedded>,
+    /// For how long the model ran.
+    pub(super) busy: Duration,
 }
 
 pub(super) struct Waiting {
@@ -59,7 +67,7 @@ impl Lane {
         source: &Source,
         settings: &EmbeddingSettings,
         threads: usize,
-        background: bool,
+        priority: Priority,
     ) -> Result<Self, EmbedderError> {
         let waiting = Waiting { queue: FairQueue::new(), count: 0, closed: false };
         let shared = Arc::new((Mutex::new(waiting), Condvar::new()));
@@ -67,9 +75,7 @@ impl Lane {
         // The session is made inside a thread of low priority so that its own threads inherit that.
         let made = thread::scope(|scope| {
             let make = move || {
-                if background {
-                    lower_priority();
-                }
+                priority.take();
                 source.session(settings, threads)
             };
             scope.spawn(make).join()
@@ -86,9 +92,7 @@ impl Lane {
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                if background {
-                    lower_priority();
-                }
+                priority.take();
                 serve(&lane, &mut model, &counted);
             })
             .map_err(|error| EmbedderError::Model(error.to_string()))?;
@@ -97,18 +101,14 @@ impl Lane {
         Ok(Self { shared, dimension, bound, counters, thread, _stop: stop })
     }
 
-    pub(super) async fn run(
-        &self,
-        tenant: TenantId,
-        texts: Vec<String>,
-    ) -> Result<Vec<Embedded>, EmbedderError> {
+    pub(super) async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Result<Done, EmbedderError> {
         if self.shared.0.lock().count >= self.bound {
             return Err(EmbedderError::Busy);
         }
         self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)
     }
 
-    pub(super) fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Vec<Embedded>> {
+    pub(super) fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Done> {
         let (reply, receiver) = oneshot::channel();
         let cost: usize = texts.iter().map(String::len).sum();
         let mut waiting = self.shared.0.lock();
@@ -118,13 +118,6 @@ impl Lane {
             self.shared.1.notify_one();
         }
         receiver
-    }
-}
-
-fn lower_priority() {
-    if let Ok(value) = ThreadPriorityValue::try_from(5_u8) {
-        // A machine that refuses is a slower machine, not a broken one.
-        let _ = set_current_thread_priority(ThreadPriority::Crossplatform(value));
     }
 }
 
@@ -147,10 +140,11 @@ fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Count
         if !batch.reply.is_closed() {
             let begun = Instant::now();
             let vectors = model.embed_each(&batch.texts);
-            let busy = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            counters.busy_us.fetch_add(busy, Ordering::Relaxed);
+            let busy = begun.elapsed();
+            let busy_us = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
+            counters.busy_us.fetch_add(busy_us, Ordering::Relaxed);
             counters.texts.fetch_add(batch.texts.len() as u64, Ordering::Relaxed);
-            let _ = batch.reply.send(vectors);
+            let _ = batch.reply.send(Done { vectors, busy });
         }
     }
 }

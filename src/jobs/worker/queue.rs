@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::ids::{JobId, ModelId, NamespaceId, TenantId};
 use crate::store::postgres::ingest::{Committed, ProcessedDocument, SecondVectors};
-use crate::store::postgres::jobs::{IngestTask, LeasedJob, Progress, TenantBacklog};
+use crate::store::postgres::jobs::{IngestTask, LeasedJob, Progress};
 use crate::store::postgres::leases::LeaseTerms;
 use crate::store::{CorpusWriter, Partition, StoreError, Stores};
 use crate::tenancy::{Permit, Write};
@@ -19,7 +19,7 @@ use crate::tenancy::{Permit, Write};
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// As [`Stores::job_backlog`].
-    async fn backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError>;
+    async fn backlog(&self, limit: i64) -> Result<Vec<TenantId>, StoreError>;
     /// As [`Stores::job_lease`].
     async fn lease(&self, tenant: TenantId, terms: LeaseTerms) -> Result<Vec<LeasedJob>, StoreError>;
     /// As [`Stores::job_release`].
@@ -66,7 +66,7 @@ pub trait Target: Send + Sync {
 
 #[async_trait]
 impl Queue for Stores {
-    async fn backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError> {
+    async fn backlog(&self, limit: i64) -> Result<Vec<TenantId>, StoreError> {
         self.job_backlog(limit).await
     }
 

@@ -79,15 +79,6 @@ impl<'r> FromRow<'r, PgRow> for LeasedJob {
     }
 }
 
-/// A tenant with work that is due.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantBacklog {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// How many of its jobs are due.
-    pub due: i64,
-}
-
 /// A job as its tenant sees it.
 #[derive(Debug, Clone)]
 pub struct JobRow {
@@ -172,18 +163,27 @@ pub struct Progress {
 }
 
 impl Stores {
-    /// The tenants that have work due, those first whose work waits longest.
+    /// The tenants that have work due, those first whose work waits longest. Reads one job of each, however many wait.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`.
-    pub async fn job_backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError> {
+    pub async fn job_backlog(&self, limit: i64) -> Result<Vec<TenantId>, StoreError> {
         let postgres = self.postgres();
         let now = postgres.clock.now();
-        let rows: Vec<(Uuid, i64)> = sqlx::query_as(
-            "select tenant_id, count(*) from job
-             where state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
-                 and (leased_until is null or leased_until < $1 or leased_until > $4)
-             group by tenant_id order by min(due_at) limit $2",
+        let rows: Vec<Uuid> = sqlx::query_scalar(
+            "with recursive waiting as (
+                 (select tenant_id, due_at from job
+                  where state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
+                      and (leased_until is null or leased_until < $1 or leased_until > $4)
+                  order by tenant_id, due_at limit 1)
+                 union all
+                 select next.tenant_id, next.due_at from waiting cross join lateral (
+                     select tenant_id, due_at from job
+                     where tenant_id > waiting.tenant_id
+                         and state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
+                         and (leased_until is null or leased_until < $1 or leased_until > $4)
+                     order by tenant_id, due_at limit 1) next)
+             select tenant_id from waiting order by due_at, tenant_id limit $2",
         )
         .bind(now)
         .bind(limit)
@@ -192,7 +192,7 @@ impl Stores {
         .fetch_all(&postgres.pools.dispatch)
         .await
         .map_err(failed("job.backlog"))?;
-        Ok(rows.into_iter().map(|(tenant, due)| TenantBacklog { tenant: TenantId(tenant), due }).collect())
+        Ok(rows.into_iter().map(TenantId).collect())
     }
 
     /// Leases jobs of a tenant and one of its namespaces, the oldest first; all of them read files, or none does.

@@ -46,15 +46,16 @@ pub struct RoleAddresses {
 /// Connections for the audit log: one writer of two chains at a time, or a reader beside it.
 const AUDIT_CONNECTIONS: u32 = 2;
 
-/// How statements on tenant data are planned. Each tenant is estimated as if it owned everything
+/// How statements on tenant data and on the queue are planned. Each tenant is estimated as if it owned everything
 /// (docs/decisions/a-tenant-may-own-everything.md), which must not make one that owns little read the rows of all, nor
 /// take a second process for a question.
 const TENANT_PLANS: [(&str, &str); 3] =
     [("enable_seqscan", "off"), ("max_parallel_workers_per_gather", "0"), ("jit", "off")];
 
 /// For how long a connection may rest until it is asked whether it is alive before anybody is given it. Its database may
-/// have left meanwhile, which must not cost a caller an answer; while the server is busy, nobody waits for the question.
-const RESTED: Duration = Duration::from_millis(500);
+/// have left meanwhile, which must not cost a caller an answer: shorter than PostgreSQL takes to be there again, so that
+/// no connection of before is given out unasked. While the server is busy, nobody waits for the question.
+const RESTED: Duration = Duration::from_millis(100);
 
 /// Statements that a connection keeps prepared.
 const STATEMENTS: usize = 256;
@@ -163,7 +164,7 @@ impl Pools {
                 Duration::from_secs(30),
             ),
             auth: pool(addresses.auth.clone(), 3, wait),
-            dispatch: pool(addresses.dispatch.clone(), 2, Duration::from_secs(10)),
+            dispatch: pool(addresses.dispatch.clone().options(TENANT_PLANS), 2, Duration::from_secs(10)),
             control,
         }
     }

@@ -185,9 +185,8 @@ impl Pair {
         let (tenant, now) = (corpus.partition().tenant(), self.harness.clock.now());
         let backlog = self.stores.job_backlog(i64::MAX).await.expect("backlog");
         let own = |id: &_| self.permits.iter().any(|permit| permit.scope().tenant() == *id);
-        let backlog = backlog.iter().filter(|waiting| own(&waiting.tenant)).map(|one| (one.tenant, one.due));
-        let model: BTreeMap<_, _> = self.record.job_backlog(now).into_iter().collect();
-        self.same("backlog", &backlog.collect::<BTreeMap<_, _>>(), &model);
+        let backlog: Vec<_> = backlog.into_iter().filter(own).collect();
+        self.same("backlog", &backlog, &self.record.job_backlog(now));
         let (jobs, bytes) = (1 + i64::try_from(self.below(3)).expect("small"), 1 + self.below(60));
         let bytes = i64::try_from(bytes).expect("small");
         let terms = LeaseTerms { jobs, bytes, time: LEASE, uploads: true, node: self.node };

@@ -14,7 +14,7 @@ use bulkhead::domain::limits::LimitOverrides;
 use bulkhead::jobs::projector::{Projected, Source};
 use bulkhead::jobs::worker::{Queue, Target};
 use bulkhead::store::postgres::ingest::{Committed, ProcessedDocument, SecondVectors};
-use bulkhead::store::postgres::jobs::{IngestTask, LeasedJob, Progress, TenantBacklog};
+use bulkhead::store::postgres::jobs::{IngestTask, LeasedJob, Progress};
 use bulkhead::store::postgres::leases::LeaseTerms;
 use bulkhead::store::postgres::projection::{Changes, History};
 use bulkhead::store::upkeep;
@@ -283,10 +283,10 @@ impl Projected for Opened {
 
 #[async_trait]
 impl Queue for Handles {
-    async fn backlog(&self, limit: i64) -> Result<Vec<TenantBacklog>, StoreError> {
+    async fn backlog(&self, limit: i64) -> Result<Vec<TenantId>, StoreError> {
         let list = self.database.ask("job.backlog", |record, world| record.job_backlog(world.now())).await?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Ok(list.into_iter().take(limit).map(|(tenant, due)| TenantBacklog { tenant, due }).collect())
+        Ok(list.into_iter().take(limit).collect())
     }
 
     async fn lease(&self, tenant: TenantId, terms: LeaseTerms) -> Result<Vec<LeasedJob>, StoreError> {

@@ -167,18 +167,16 @@ impl Record {
         self.namespaces.remove(&place).is_some()
     }
 
-    /// Tenants with work that is due, and how much.
-    pub fn job_backlog(&self, now: DateTime<Utc>) -> Vec<(TenantId, i64)> {
-        let mut due: BTreeMap<TenantId, (DateTime<Utc>, i64)> = BTreeMap::new();
+    /// Tenants with work that is due, those first whose work waits longest.
+    pub fn job_backlog(&self, now: DateTime<Utc>) -> Vec<TenantId> {
+        let mut due: BTreeMap<TenantId, DateTime<Utc>> = BTreeMap::new();
         for job in self.jobs.values().filter(|job| job.is_due(now)) {
-            let (first, count) = due.entry(job.tenant).or_insert((job.due_at, 0));
+            let first = due.entry(job.tenant).or_insert(job.due_at);
             *first = job.due_at.min(*first);
-            *count += 1;
         }
-        let mut list: Vec<_> =
-            due.into_iter().map(|(tenant, (first, count))| (first, tenant, count)).collect();
+        let mut list: Vec<_> = due.into_iter().map(|(tenant, first)| (first, tenant)).collect();
         list.sort_unstable();
-        list.into_iter().map(|(_, tenant, count)| (tenant, count)).collect()
+        list.into_iter().map(|(_, tenant)| tenant).collect()
     }
 
     pub fn job_lease(
