@@ -90,7 +90,6 @@ fn ranking(c: &mut Criterion) {
         GraphChunk {
             chunk: chunk(n),
             document: n.to_string(),
-            ordinal: 0,
             title: None,
             heading: None,
             names: sentences(&text).flat_map(names).map(|name| hasher.key(&name.key)).collect(),

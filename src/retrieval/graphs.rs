@@ -140,7 +140,6 @@ fn chunk(row: GraphRow) -> GraphChunk {
     GraphChunk {
         chunk: row.chunk,
         document: row.document_id,
-        ordinal: row.ordinal,
         title: row.title,
         heading: row.heading,
         text: row.text,

@@ -35,8 +35,6 @@ pub struct Graph {
     slots: Vec<Option<Slot>>,
     places: HashMap<ChunkId, u32>,
     titles: Titles,
-    /// The chunk at each place of a document.
-    spots: Postings<u32>,
     /// Chunks of a group.
     members: Postings<u32>,
     /// Chunks whose text names a title.
@@ -118,7 +116,7 @@ impl Graph {
     /// Memory, bytes, nearly; what versions share is counted in each.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let lists = [&self.spots, &self.members, &self.namers, &self.names, &self.concepts];
+        let lists = [&self.members, &self.namers, &self.names, &self.concepts];
         self.node_bytes
             + self.slots.iter().flatten().map(|slot| slot.named.len() * 8 + 56).sum::<usize>()
             + self.places.capacity() * 24
@@ -132,7 +130,6 @@ impl Graph {
             let pairs = nodes.iter().enumerate();
             pairs.flat_map(|(at, node)| keys(node).into_iter().map(move |key| (key, at as u32))).collect()
         };
-        let spots = Postings::pack(of(|node| vec![node.spot.key()]));
         let members = Postings::pack(of(|node| node.groups.iter().map(|group| group.id).collect()));
         let names = Postings::pack(of(|node| node.names.to_vec()));
         let concepts = Postings::pack(of(|node| node.concepts.to_vec()));
@@ -152,7 +149,6 @@ impl Graph {
             slots,
             places,
             titles,
-            spots,
             members,
             namers: named_by,
             names,
@@ -173,7 +169,6 @@ impl Graph {
                 self.titles.remove(group);
             }
         }
-        self.spots.remove(node.spot.key(), at);
         node.names.iter().for_each(|&key| self.names.remove(key, at));
         node.concepts.iter().for_each(|&key| self.concepts.remove(key, at));
         named.iter().for_each(|&title| self.namers.remove(title, at));
@@ -190,7 +185,6 @@ impl Graph {
             self.members.insert(group.id, at);
             self.titles.insert(group);
         }
-        self.spots.insert(node.spot.key(), at);
         node.names.iter().for_each(|&key| self.names.insert(key, at));
         node.concepts.iter().for_each(|&key| self.concepts.insert(key, at));
         self.places.insert(node.chunk, at);

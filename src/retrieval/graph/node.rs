@@ -16,8 +16,6 @@ pub struct GraphChunk {
     pub chunk: ChunkId,
     /// Its document, by any id that no other document of the partition has.
     pub document: String,
-    /// Its place among the document's chunks.
-    pub ordinal: i32,
     /// The document's title.
     pub title: Option<String>,
     /// The heading above the chunk.
@@ -39,8 +37,6 @@ pub(super) const STOP: u32 = 0;
 
 pub(super) struct Node {
     pub chunk: ChunkId,
-    /// Where it is in its document.
-    pub spot: Spot,
     /// Key of the document's title among the names.
     pub own: Option<u64>,
     /// The same among the titles.
@@ -52,25 +48,6 @@ pub(super) struct Node {
     pub names: Box<[u64]>,
     pub concepts: Box<[u64]>,
     pub vector: Quantised,
-}
-
-/// A place in a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Spot {
-    document: u64,
-    ordinal: i32,
-}
-
-impl Spot {
-    /// A key for it.
-    pub(super) fn key(self) -> u64 {
-        mix(self.document, u64::from(self.ordinal.cast_unsigned()))
-    }
-
-    /// Keys of the places before and behind it.
-    pub(super) fn beside(self) -> [u64; 2] {
-        [-1, 1].map(|step| Self { ordinal: self.ordinal.wrapping_add(step), ..self }.key())
-    }
 }
 
 /// Chunks that a title or a heading stands for.
@@ -123,7 +100,6 @@ impl<'h> Reader<'h> {
         };
         Node {
             chunk: chunk.chunk,
-            spot: Spot { document, ordinal: chunk.ordinal },
             own: own.as_deref().map(|own| self.hasher.key(own).0),
             own_title: own.as_deref().map(|own| self.title_hash(own)),
             groups: groups.into_boxed_slice(),

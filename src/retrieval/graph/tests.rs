@@ -26,7 +26,6 @@ fn chunk(n: u128, document: &str, title: &str, text: &str, toward: usize) -> Gra
     GraphChunk {
         chunk: id(n),
         document: document.to_owned(),
-        ordinal: i32::try_from(n).expect("few"),
         title: Some(title.to_owned()),
         heading: None,
         text: text.to_owned(),

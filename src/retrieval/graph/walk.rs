@@ -30,8 +30,6 @@ pub struct WalkSettings {
     pub back: f32,
     /// A step to a chunk that shares an entity.
     pub entity_step: f32,
-    /// A step to the chunk before or behind in the same document.
-    pub beside_step: f32,
     /// The fused ranking's part in the result when the question names a title.
     pub prior: f32,
     /// The same when it names an entity and no title, and links are less to be trusted.
@@ -53,7 +51,6 @@ impl Default for WalkSettings {
             title_step: 1.6,
             back: 0.5,
             entity_step: 1.664,
-            beside_step: 0.0,
             prior: 0.6,
             prior_entity: 1.2,
             prior_nothing: 1.5,
@@ -227,10 +224,6 @@ impl<'g> State<'g> {
                         self.raise(namer, strength);
                     }
                 }
-            }
-            for &other in slot.node.spot.beside().iter().flat_map(|&spot| graph.spots.get(spot)) {
-                let strength = settings.beside_step * activation * self.cosine(other);
-                self.raise(other, strength);
             }
             for &entity in slot.node.names.iter().filter(|&&entity| Some(entity) != slot.node.own) {
                 let sharing = graph.names.get(entity);

@@ -18,8 +18,6 @@ pub struct GraphRow {
     pub chunk: ChunkId,
     /// Its document.
     pub document_id: String,
-    /// Its place among the document's chunks, from 0.
-    pub ordinal: i32,
     /// The document's title.
     pub title: Option<String>,
     /// The nearest heading.
@@ -45,7 +43,7 @@ pub enum LabelOrder {
 
 /// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.
 const GRAPH_PAGE: &str =
-    "select c.chunk_id, c.document_id, c.ordinal, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
+    "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
          coalesce(m.kinds, '{}') as kinds, e.embedding
      from (
          select * from chunk c
@@ -93,7 +91,6 @@ impl Corpus {
             Ok(GraphRow {
                 chunk: ChunkId(row.try_get("chunk_id")?),
                 document_id: row.try_get("document_id")?,
-                ordinal: row.try_get("ordinal")?,
                 title: row.try_get("title")?,
                 heading: row.try_get("heading")?,
                 text: row.try_get("text")?,
