@@ -51,8 +51,14 @@ impl Client {
     /// A client of the server at `url`, as `http://127.0.0.1:9621`.
     #[must_use]
     pub fn new(url: &str, key: SecretString, namespace: &str) -> Self {
+        Self::over(reqwest::Client::new(), url, key, namespace)
+    }
+
+    /// The same over these connections.
+    #[must_use]
+    pub fn over(http: reqwest::Client, url: &str, key: SecretString, namespace: &str) -> Self {
         let url = url.trim_end_matches('/').to_owned();
-        Self { http: reqwest::Client::new(), url, key, namespace: namespace.to_owned() }
+        Self { http, url, key, namespace: namespace.to_owned() }
     }
 
     /// The same, with connections of its own.

@@ -130,7 +130,7 @@ impl Embedder {
         ModelId::parse(&identity).map_err(|error| EmbedderError::Model(error.to_string()))
     }
 
-    /// Loads the model twice and starts its threads. Blocks for about a second.
+    /// Loads the model for questions and for documents, and starts its threads. Blocks for about a second.
     ///
     /// # Errors
     /// [`EmbedderError::File`], `Unknown`, `Runtime` or `Model`, each naming what to do.

@@ -1,6 +1,8 @@
 //! The embedding model: a text's vector does not depend on what is embedded with it, before it or for whom.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource as _, SystemIds, TenantId};
@@ -78,6 +80,28 @@ async fn permuted_batches_of_many_tenants_give_each_text_its_own_vector() {
             assert!(cosine(&alone[a], &alone[b]) < least, "{model}: {a} and {b}");
         }
     }
+}
+
+#[tokio::test]
+async fn whoever_asks_much_has_a_session_apart_from_the_others_and_the_same_vectors() {
+    let embedder = embedder("all-MiniLM-L6-v2");
+    let [much, little] = [(); 2].map(|()| TenantId(SystemIds(SystemClock).uuid()));
+    let ask = async |tenant| {
+        let text = vec!["Which boats are green at the pier?".to_owned()];
+        embedder.embed_question(tenant, text).await.expect("a vector")
+    };
+    let texts = || embedder.counts().map(|counts| (counts.session, counts.texts)).collect::<BTreeMap<_, _>>();
+    let first = ask(much).await;
+    let begun = Instant::now();
+    while texts().get("much").is_none_or(|texts| *texts == 0) {
+        assert_eq!(ask(much).await, first);
+        assert!(begun.elapsed() < Duration::from_mins(1), "no session of its own");
+    }
+    let before = texts();
+    assert_eq!((ask(little).await, ask(much).await), (first.clone(), first));
+    let after = texts();
+    assert_eq!((after["questions"] - before["questions"], after["much"] - before["much"]), (1, 1));
+    assert!(embedder.is_alive());
 }
 
 /// The same for a text on which the model fails: it has no vector, and everybody else has their own.

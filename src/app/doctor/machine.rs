@@ -15,8 +15,8 @@ const DESCRIPTORS_OF_SHARD: u64 = 4;
 const OTHER_DESCRIPTORS: u64 = 256;
 /// With fewer than this not even a small deployment works.
 const TOO_FEW_DESCRIPTORS: u64 = 512;
-/// Memory of one embedding model in its two sessions, and of the program beside everything that is configured.
-const MODEL_MEMORY: u64 = 400 << 20;
+/// Memory of one embedding model in its three sessions, and of the program beside everything that is configured.
+const MODEL_MEMORY: u64 = 550 << 20;
 const OTHER_MEMORY: u64 = 256 << 20;
 /// Room on the disk below which it is time to make some, as a share and absolutely.
 const SCARCE_PERCENT: u64 = 10;

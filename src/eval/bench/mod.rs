@@ -242,7 +242,7 @@ const TOP: usize = 20;
 /// [`BenchError`] with what failed.
 pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec<Row>, BenchError> {
     let passages = Passages::new(source, plan.seed).ok_or(BenchError::NoSentence)?;
-    let mut bench = Bench { subject, plan, passages, corpus: None };
+    let mut bench = Bench { subject, plan, passages, http: reqwest::Client::new(), corpus: None };
     let mut rows = Vec::new();
     for part in &plan.parts {
         let made = match part {
@@ -291,6 +291,8 @@ struct Bench<'a> {
     subject: &'a Subject<'a>,
     plan: &'a Plan,
     passages: Passages,
+    /// Connections of all tenants: each of its own would be taken for what a tenant costs the server.
+    http: reqwest::Client,
     /// The corpus that several parts query, once it is there.
     corpus: Option<Place>,
 }
@@ -363,7 +365,8 @@ impl Bench<'_> {
     async fn place(&self, name: &str) -> Result<Place, BenchError> {
         let (tenant, key) = self.subject.deployment.tenant(name).await?;
         let reader = self.subject.deployment.reader(tenant).await?;
-        Ok(Place { client: Client::new(&self.subject.url, key, "default"), reader, sent: 0 })
+        let client = Client::over(self.http.clone(), &self.subject.url, key, "default");
+        Ok(Place { client, reader, sent: 0 })
     }
 
     fn texts(&mut self, count: usize, words: usize) -> Vec<String> {

@@ -126,3 +126,28 @@ fn flushing_beside_a_writer_panics_hence_one_writer() {
     guarded(|| Ok(())).unwrap();
     shard.flush().unwrap();
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_open_shard_of_few_points_has_few_pages_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = EdgeSettings::default();
+    let shard = Shard::create(folder.path(), 4, &settings).unwrap();
+    shard.upsert(&partition(), &points(20, 1)).unwrap();
+    shard.flush().unwrap();
+    drop(shard);
+    let shard = Shard::load(folder.path(), &settings).unwrap();
+    assert_eq!(count(&shard), 20);
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut ours, mut files, mut kilobytes) = (false, 0, 0);
+    for line in maps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            let rss = rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+            kilobytes += if ours { rss } else { 0 };
+        } else if line.split(' ').next().is_some_and(|range| range.contains('-')) {
+            ours = line.contains(folder.path().to_str().unwrap());
+            files += u32::from(ours);
+        }
+    }
+    assert!(files > 0 && kilobytes < 2048, "{kilobytes} KB of {files} files");
+}
