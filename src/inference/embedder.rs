@@ -169,7 +169,6 @@ impl Embedder {
     }
 
     /// What its sessions have done.
-    #[must_use]
     pub fn counts(&self) -> impl Iterator<Item = SessionCounts> {
         self.lanes().map(|(session, lane)| SessionCounts {
             session,
