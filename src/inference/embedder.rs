@@ -76,6 +76,9 @@ pub enum EmbedderError {
     /// The model failed.
     #[error("the embedding model failed: {0}")]
     Model(String),
+    /// Its files are another model's since the server began.
+    #[error("the model's files were replaced since the server began")]
+    Replaced,
     /// More waits than may wait.
     #[error("too much waits for the embedding model")]
     Busy,
@@ -140,7 +143,8 @@ impl Embedder {
             0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
-        let questions = Questions::start(&source, settings, threads)?;
+        let identity = source.identity(settings);
+        let questions = Questions::start(&source, settings, threads, identity.clone())?;
         let documents = Lane::start("embed-documents", &source, settings, threads, Priority::Last)?;
         let mut tokenizer = source.tokenizer()?;
         tokenizer.with_padding(None);
@@ -148,8 +152,7 @@ impl Embedder {
         truncated.map_err(|error| EmbedderError::Model(error.to_string()))?;
         let info = ModelInfo {
             name: settings.model.clone(),
-            id: ModelId::parse(&source.identity(settings))
-                .map_err(|error| EmbedderError::Model(error.to_string()))?,
+            id: ModelId::parse(&identity).map_err(|error| EmbedderError::Model(error.to_string()))?,
             dimension: questions.dimension(),
             max_tokens: settings.max_tokens,
         };

@@ -1,7 +1,7 @@
 //! The embedding model: a text's vector does not depend on what is embedded with it, before it or for whom.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bulkhead::domain::clock::SystemClock;
@@ -11,10 +11,19 @@ use bulkhead::inference::EmbedderError;
 use bulkhead::inference::{Embedder, EmbeddingSettings};
 
 fn embedder(model: &str) -> Embedder {
-    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
+    embedder_of(model, &set_up().join("models"))
+}
+
+/// Where set-up puts what it brings.
+fn set_up() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".local")
+}
+
+fn embedder_of(model: &str, model_dir: &Path) -> Embedder {
+    let files = set_up();
     let settings = EmbeddingSettings {
         model: model.to_owned(),
-        model_dir: files.join("models"),
+        model_dir: model_dir.to_owned(),
         cache_dir: files.join("cache"),
         onnxruntime: files.join("vendor/onnxruntime/libonnxruntime.so"),
         max_tokens: 256,
@@ -102,6 +111,30 @@ async fn whoever_asks_much_has_a_session_apart_from_the_others_and_the_same_vect
     let after = texts();
     assert_eq!((after["questions"] - before["questions"], after["much"] - before["much"]), (1, 1));
     assert!(embedder.is_alive());
+}
+
+#[tokio::test]
+async fn a_model_whose_files_were_replaced_is_not_loaded_beside_the_one_that_runs() {
+    let name = "all-MiniLM-L6-v2";
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join(name)).expect("a folder");
+    for file in std::fs::read_dir(set_up().join("models").join(name)).expect("the model; run set-up") {
+        let file = file.expect("a file").path();
+        let to = folder.path().join(name).join(file.file_name().expect("a name"));
+        std::fs::copy(file, to).expect("copied");
+    }
+    let embedder = embedder_of(name, folder.path());
+    let tokenizer = folder.path().join(name).join("tokenizer.json");
+    let replaced = std::fs::read_to_string(&tokenizer).expect("read") + "\n";
+    std::fs::write(&tokenizer, replaced).expect("written");
+    let tenant = TenantId(SystemIds(SystemClock).uuid());
+    let begun = Instant::now();
+    // Long after a session beside it would have been there.
+    while begun.elapsed() < Duration::from_secs(5) {
+        let text = vec!["Which boats are green at the pier?".to_owned()];
+        embedder.embed_question(tenant, text).await.expect("a vector");
+    }
+    assert!(embedder.counts().all(|counts| counts.session != "much"));
 }
 
 /// The same for a text on which the model fails: it has no vector, and everybody else has their own.

@@ -28,6 +28,7 @@ pub(super) struct Questions {
     first: Lane,
     second: OnceLock<Lane>,
     loading: AtomicBool,
+    identity: String,
     settings: EmbeddingSettings,
     threads: usize,
     spent: Mutex<Spent>,
@@ -38,11 +39,13 @@ impl Questions {
         source: &Source,
         settings: &EmbeddingSettings,
         threads: usize,
+        identity: String,
     ) -> Result<Arc<Self>, EmbedderError> {
         Ok(Arc::new(Self {
             first: Lane::start("embed-questions", source, settings, threads, Priority::First)?,
             second: OnceLock::new(),
             loading: AtomicBool::new(false),
+            identity,
             settings: settings.clone(),
             threads,
             spent: Mutex::default(),
@@ -80,6 +83,10 @@ impl Questions {
             Priority::Second.take();
             let second = Source::open(&questions.settings).and_then(|source| {
                 let (settings, threads) = (&questions.settings, questions.threads);
+                if source.identity(settings) != questions.identity {
+                    // Its files were replaced meanwhile: a question would be compared with vectors of another model.
+                    return Err(EmbedderError::Replaced);
+                }
                 Lane::start("embed-much", &source, settings, threads, Priority::Second)
             });
             match second {
