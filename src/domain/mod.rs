@@ -10,7 +10,6 @@ pub mod ids;
 pub mod lexical;
 pub mod limits;
 pub mod names;
-pub mod priority;
 pub mod query;
 pub mod seconds;
 pub mod words;

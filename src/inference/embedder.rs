@@ -17,7 +17,7 @@ use super::fastembed_model::{ModelFiles, named};
 use super::hashing;
 use super::vector_cache::VectorCache;
 use crate::domain::ids::{ModelId, TenantId};
-use crate::domain::priority::Priority;
+use crate::inference::priority::Priority;
 use lane::Lane;
 use questions::Questions;
 

@@ -8,6 +8,7 @@ mod fastembed_model;
 mod hashing;
 mod language_model;
 mod models;
+mod priority;
 mod vector_cache;
 
 pub use embedder::{
@@ -15,6 +16,7 @@ pub use embedder::{
 };
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
 pub use models::Models;
+pub use priority::in_background;
 
 /// The model fails on a text with these words, in laboratory builds alone.
 #[cfg(feature = "laboratory")]

@@ -19,8 +19,8 @@ use crate::domain::document::Parsed;
 use crate::domain::ids::{ChunkId, IdSource, ModelId, NamespaceId, TenantId};
 use crate::domain::lexical::Lexicon;
 use crate::domain::names::NameHasher;
-use crate::domain::priority::in_background;
-use crate::inference::{Embedder, EmbedderError};
+
+use crate::inference::{Embedder, EmbedderError, in_background};
 use crate::store::postgres::ingest::{Mentions, NewChunk};
 use crate::store::postgres::jobs::IngestTask;
 use crate::store::vector::Terms;

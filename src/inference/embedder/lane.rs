@@ -12,7 +12,7 @@ use super::super::fair_queue::FairQueue;
 use super::super::vector_cache::VectorCache;
 use super::{Embedded, EmbedderError, EmbeddingSettings, Model, Source};
 use crate::domain::ids::TenantId;
-use crate::domain::priority::Priority;
+use crate::inference::priority::Priority;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::lane::Lane;
 use super::{Embedded, EmbedderError, EmbeddingSettings, Source};
 use crate::domain::ids::TenantId;
-use crate::domain::priority::Priority;
+use crate::inference::priority::Priority;
 
 /// The share of the time that a tenant's questions may keep the first session busy.
 const SHARE: f64 = 0.1;

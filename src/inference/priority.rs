@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 /// A thread's priority. It can be lowered and not raised again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Priority {
+pub(super) enum Priority {
     /// That of everything else in the server.
     First,
     /// Below it.
@@ -20,7 +20,7 @@ pub enum Priority {
 
 impl Priority {
     /// Gives it to the thread that calls this, and to those that it starts.
-    pub fn take(self) {
+    pub(super) fn take(self) {
         // Niceness 9 and 17.
         let value: u8 = match self {
             Self::First => return,
