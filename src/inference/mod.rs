@@ -16,7 +16,7 @@ pub use embedder::{
 };
 pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
 pub use models::Models;
-pub use priority::in_background;
+pub use priority::{GivenUp, in_background};
 
 /// The model fails on a text with these words, in laboratory builds alone.
 #[cfg(feature = "laboratory")]
