@@ -240,8 +240,10 @@ impl Owner {
             .map_err(failed("partition.lock"))
     }
 
-    async fn close(self) {
-        if let Err(error) = self.connection.close().await {
+    async fn close(mut self) {
+        // Closing returns before the session has ended, and whoever is next would find its lock taken.
+        let unlocked = sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.connection).await;
+        if let Err(error) = unlocked.map(drop).and(self.connection.close().await) {
             tracing::debug!(error = &error as &dyn std::error::Error, "the owner's connection broke off");
         }
     }
