@@ -85,10 +85,11 @@ async fn own(settings: Settings, evaluation: &Evaluation, sets: &[DataSet]) -> a
     let lexicon = Arc::new(Lexicon::new(settings.lexical));
     let embedder = tokio::task::spawn_blocking(move || Embedder::load(&embedding)).await??;
     let measured = Box::pin(Measured::start(settings, &folder)).await?;
+    let http = reqwest::Client::new();
     let run = async {
         let mut reports = Vec::new();
         for set in sets {
-            let side = Side { measured: &measured, lexicon: &lexicon, embedder: &embedder };
+            let side = Side { measured: &measured, lexicon: &lexicon, embedder: &embedder, http: &http };
             let own = side.tenant(&set.name, &evaluation.namespace).await?;
             let clock = measured.clock();
             let mut report =
@@ -111,13 +112,15 @@ struct Side<'a> {
     measured: &'a Measured,
     lexicon: &'a Arc<Lexicon>,
     embedder: &'a Embedder,
+    /// Connections of all tenants.
+    http: &'a reqwest::Client,
 }
 
 impl Side<'_> {
     /// A tenant's way in, and its inside.
     async fn tenant(&self, name: &str, namespace: &str) -> anyhow::Result<(Client, Inside)> {
         let tenant = self.measured.tenant(name).await?;
-        let client = Client::new(&self.measured.url(), tenant.key, namespace);
+        let client = Client::over(self.http.clone(), &self.measured.url(), tenant.key, namespace);
         let reader = self.measured.reader(tenant.id).await?;
         let inside = Inside { reader, lexicon: Arc::clone(self.lexicon), embedder: self.embedder.clone() };
         Ok((client, inside))

@@ -1,5 +1,5 @@
-//! Sessions of the embedding model: for questions, for questions of tenants that ask much, and for documents, the
-//! latter two on threads of lower priority.
+//! Sessions of the embedding model: for questions, for questions of busy tenants, and for documents, the latter two on
+//! threads of lower priority.
 
 mod lane;
 mod questions;
@@ -103,7 +103,7 @@ pub struct ModelInfo {
 /// What one of a model's sessions has done since the start, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionCounts {
-    /// `questions`, `much` (questions of tenants that ask much) or `documents`.
+    /// `questions`, `busy_tenants` (their questions) or `documents`.
     pub session: &'static str,
     /// Texts embedded.
     pub texts: u64,
@@ -145,7 +145,8 @@ impl Embedder {
         };
         let identity = source.identity(settings);
         let questions = Questions::start(&source, settings, threads, identity.clone())?;
-        let documents = Lane::start("embed-documents", &source, settings, threads, Priority::Last)?;
+        let documents =
+            Lane::start("embed-documents", &source, settings, threads, Priority::Last, |_, _| ())?;
         let mut tokenizer = source.tokenizer()?;
         tokenizer.with_padding(None);
         let truncated = tokenizer.with_truncation(None);
@@ -234,7 +235,7 @@ impl Embedder {
         }
         for (places, reply) in running {
             let batch = reply.await.map_err(|_| EmbedderError::Stopped)?;
-            for (at, vector) in std::iter::zip(places, batch.vectors) {
+            for (at, vector) in std::iter::zip(places, batch) {
                 vectors[*at] = vector;
             }
         }

@@ -20,7 +20,7 @@ pub(super) enum Priority {
 
 impl Priority {
     /// Gives it to the thread that calls this, and to those that it starts.
-    pub(super) fn take(self) {
+    pub(super) fn apply(self) {
         // Niceness 9 and 17.
         let value: u8 = match self {
             Self::First => return,
@@ -50,7 +50,7 @@ pub async fn in_background<T: Send + 'static>(
         ThreadPoolBuilder::new()
             .num_threads(thread::available_parallelism().map_or(1, std::num::NonZero::get))
             .thread_name(|n| format!("background-{n}"))
-            .start_handler(|_| Priority::Last.take())
+            .start_handler(|_| Priority::Last.apply())
             // Whoever waits for the work is told.
             .panic_handler(drop)
             .build()

@@ -90,9 +90,10 @@ impl Wanted {
     /// So many of the chunks that mention one entity or relation, first of all those that are read anyway; of these, one
     /// text, unless one is read anyway.
     pub(super) fn support(&mut self, chunks: &[ChunkId], count: usize) {
-        let (read, more): (Vec<ChunkId>, Vec<ChunkId>) =
-            chunks.iter().partition(|chunk| self.mentions.contains(chunk));
-        self.mentions.extend(more.iter().take(count.saturating_sub(read.len())));
+        let read = chunks.iter().filter(|chunk| self.mentions.contains(chunk)).count();
+        let more = chunks.iter().filter(|chunk| !self.mentions.contains(chunk));
+        let more: Vec<ChunkId> = more.take(count.saturating_sub(read)).copied().collect();
+        self.mentions.extend(more);
         let is_read = |chunk: &ChunkId| self.have.contains(chunk) || self.texts.contains(chunk);
         if !chunks.iter().any(is_read) {
             self.texts.extend(chunks.first());
@@ -255,4 +256,32 @@ pub(super) fn describe(walked: &Walked, support: &Support<'_>, top: usize) -> (V
         }
     }
     (entities, relations)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn chunks(numbers: &[u128]) -> Vec<ChunkId> {
+        numbers.iter().map(|n| ChunkId(Uuid::from_u128(*n))).collect()
+    }
+
+    #[test]
+    fn chunks_that_are_read_anyway_are_counted_before_more_are_read() {
+        let (answer, walked) = (
+            chunks(&[1, 2]),
+            Walked {
+                chunks: Vec::new(),
+                entities: vec![(7, chunks(&[3, 4, 5, 1, 2])), (8, chunks(&[6, 3, 1]))],
+                relations: vec![(7, 8, 1.0, chunks(&[8, 9, 10]))],
+            },
+        );
+        let wanted = Wanted::of(&answer, &walked, 10);
+        let (mentions, texts) = wanted.lists();
+        // Of the first entity 1, 2 and one more; of the second all three, of which only 6 is new.
+        assert_eq!(mentions, chunks(&[1, 2, 3, 6, 8, 9, 10]));
+        assert_eq!(texts, chunks(&[8]));
+    }
 }

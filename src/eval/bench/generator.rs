@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinSet;
 
 use super::machine::{GENERATOR, processors};
 use super::{Bench, BenchError, question};
@@ -40,12 +40,9 @@ impl Generator {
         Ok(Self(Some(runtime)))
     }
 
-    /// Runs a task of its own.
-    pub(super) fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> Result<JoinHandle<T>, BenchError> {
-        Ok(self.0.as_ref().ok_or(BenchError::Ended)?.spawn(task))
+    /// Where tasks are spawned.
+    pub(super) fn handle(&self) -> Result<&Handle, BenchError> {
+        Ok(self.0.as_ref().ok_or(BenchError::Ended)?.handle())
     }
 
     /// Has so many tasks work off the texts, each one after the other.
@@ -60,7 +57,7 @@ impl Generator {
     where
         W: Future<Output = Result<(), BenchError>> + Send,
     {
-        let runtime = self.0.as_ref().ok_or(BenchError::Ended)?;
+        let handle = self.handle()?;
         let bar = progress(&format!("{clients} clients"), texts.len());
         let count = texts.len();
         let waiting = Arc::new(parking_lot::Mutex::new(texts));
@@ -80,7 +77,7 @@ impl Generator {
                     bar.inc(1);
                 }
             };
-            tasks.spawn_on(task, runtime.handle());
+            tasks.spawn_on(task, handle);
         }
         let mut times = Vec::with_capacity(count);
         while let Some(task) = tasks.join_next().await {

@@ -1,22 +1,26 @@
-//! A tenant that asks now and then, beside one that ingests and asks a hundred times as much.
+//! A tenant that asks now and then, beside one that asks a hundred times as much, and ingests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde_json::json;
+use tokio::task::JoinSet;
+
 use super::generator::Generator;
-use super::{Bench, BenchError, question};
-use crate::domain::clock::Clock;
+use super::{Bench, BenchError, CALL, question};
 use crate::eval::client::Client;
 use crate::eval::figures::{Row, Target, between, median, percentile, progress};
 
 /// Most times that its questions take as long, at the median and of the slowest.
 const TIMES: (f64, f64) = (1.3, 2.0);
 /// Questions of the other for each of its own.
-const BUSY_QUESTIONS: usize = 100;
+const TIMES_AS_MUCH: usize = 100;
 /// Clients of the other, each with its next question at once.
 const BUSY_CLIENTS: usize = 4;
-/// Documents of the other that are accepted before the next ones are sent, and their words.
+/// Different questions that it asks.
+const BUSY_QUESTIONS: usize = 100;
+/// Documents of which it always has some to be ingested, and their words.
 const BUSY_DOCUMENTS: usize = 100;
 const BUSY_WORDS: usize = 1200;
 /// How often it is looked whether the other has asked enough.
@@ -24,116 +28,122 @@ const LOOK: Duration = Duration::from_millis(5);
 /// What passes between two questions when nobody else asks: about what the other takes for its hundred.
 const ALONE: Duration = Duration::from_millis(500);
 
-/// What the other tenant does, until it is told to stop.
+/// What the other tenant does, for as long as it is measured.
 #[derive(Clone)]
 struct Busy {
     client: Client,
-    stop: Arc<AtomicBool>,
+    questions: Arc<Vec<String>>,
+    documents: Arc<Vec<String>>,
     asked: Arc<AtomicUsize>,
 }
 
 impl Busy {
-    async fn ask(self, questions: Arc<Vec<String>>) -> Result<(), BenchError> {
-        while !self.stop.load(Ordering::Relaxed) {
+    /// Asks one question after the other. Ends with an error alone.
+    async fn ask(self) -> Result<(), BenchError> {
+        loop {
             let at = self.asked.fetch_add(1, Ordering::Relaxed);
-            let body = question(&questions[at % questions.len()], "mix");
+            let body = question(&self.questions[at % self.questions.len()], "mix");
             self.client.post("/query/data", &body).await?;
         }
-        Ok(())
     }
 
-    async fn ingest(self, batches: Vec<Vec<String>>) -> Result<(), BenchError> {
-        let mut sent = 0;
-        for batch in batches {
-            for call in batch.chunks(super::CALL) {
-                self.client.post("/documents/texts", &serde_json::json!({"texts": call})).await?;
+    /// Keeps documents waiting to be ingested. Ends with an error alone.
+    async fn ingest(self) -> Result<(), BenchError> {
+        let mut sent = self.client.counts().await?.all;
+        loop {
+            for call in self.documents.chunks(CALL) {
+                // A number makes each a document of its own.
+                let texts: Vec<String> = (sent..).zip(call).map(|(n, text)| format!("{n}. {text}")).collect();
+                self.client.post("/documents/texts", &json!({"texts": texts})).await?;
+                sent += call.len();
             }
-            sent += batch.len();
-            // The next ones are there before the last of these are done.
             while self.client.counts().await?.processed + BUSY_DOCUMENTS / 2 < sent {
-                if self.stop.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
                 tokio::time::sleep(ALONE).await;
             }
         }
-        Err(BenchError::Deployment("the busy tenant ran out of documents".to_owned()))
+    }
+
+    /// Passes once it has asked a hundred questions more.
+    async fn rest(&self) {
+        let until = self.asked.load(Ordering::Relaxed) + TIMES_AS_MUCH;
+        while self.asked.load(Ordering::Relaxed) < until {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
 impl Bench<'_> {
     pub(super) async fn neighbour(&mut self) -> Result<Vec<Row>, BenchError> {
-        let place = self.shared().await?;
-        let count = self.plan.neighbour_questions;
-        let generator = Generator::new()?;
-        let clock = Arc::clone(&self.subject.clock);
-        let client = place.client.on_connections_of_its_own();
-        let texts = self.questions(count);
-        let pause = || tokio::time::sleep(ALONE);
-        let alone = generator.spawn(now_and_then(Arc::clone(&clock), client.clone(), texts, pause))?;
-        let alone = alone.await.map_err(|_| BenchError::Ended)??;
-
+        let small = self.shared().await?.client.on_connections_of_its_own();
         let other = self.place("busy").await?;
-        let noise = Generator::new()?;
         let busy = Busy {
             client: other.client.on_connections_of_its_own(),
-            stop: Arc::default(),
+            questions: Arc::new(self.questions(BUSY_QUESTIONS)),
+            documents: Arc::new(self.texts(BUSY_DOCUMENTS, BUSY_WORDS)),
             asked: Arc::default(),
         };
-        let questions = Arc::new(self.questions(BUSY_QUESTIONS));
-        let batches: Vec<Vec<String>> =
-            (0..count.div_ceil(10)).map(|_| self.texts(BUSY_DOCUMENTS, BUSY_WORDS)).collect();
         // Something to be asked about.
         other.send(&self.texts(1, BUSY_WORDS)).await?;
-        let mut running = vec![noise.spawn(busy.clone().ingest(batches))?];
-        for _ in 0..BUSY_CLIENTS {
-            running.push(noise.spawn(busy.clone().ask(Arc::clone(&questions)))?);
-        }
-        let asked = Arc::clone(&busy.asked);
-        let pause = move || {
-            let asked = Arc::clone(&asked);
-            async move {
-                let until = asked.load(Ordering::Relaxed) + BUSY_QUESTIONS;
-                while asked.load(Ordering::Relaxed) < until {
-                    tokio::time::sleep(LOOK).await;
-                }
+        other.client.processed(1, |_| ()).await?;
+        let alone = self.now_and_then(&small, || tokio::time::sleep(ALONE)).await?;
+        let mut rows = Vec::new();
+        for ingests in [false, true] {
+            let noise = Generator::new()?;
+            let mut running = JoinSet::new();
+            for _ in 0..BUSY_CLIENTS {
+                running.spawn_on(busy.clone().ask(), noise.handle()?);
             }
-        };
-        let texts = self.questions(count);
-        let beside = generator.spawn(now_and_then(clock, client, texts, pause))?;
-        let beside = beside.await.map_err(|_| BenchError::Ended)??;
-        busy.stop.store(true, Ordering::Relaxed);
-        for task in running {
-            // What the busy tenant was refused or lacked would have made it less busy.
-            task.await.map_err(|_| BenchError::Ended)??;
+            if ingests {
+                running.spawn_on(busy.clone().ingest(), noise.handle()?);
+            }
+            let beside = tokio::select! {
+                beside = self.now_and_then(&small, || busy.rest()) => beside?,
+                // It would not be busy any more.
+                Some(ended) = running.join_next() => {
+                    ended.map_err(|_| BenchError::Ended)??;
+                    return Err(BenchError::Ended);
+                }
+            };
+            running.shutdown().await;
+            let what = if ingests {
+                "asks a hundred times as much and ingests"
+            } else {
+                "asks a hundred times as much"
+            };
+            rows.extend(compared(what, &beside, &alone));
         }
-        Ok(rows(&beside, &alone).into())
+        Ok(rows)
+    }
+
+    /// Asks questions, each after a pause; the milliseconds of each.
+    async fn now_and_then<P: Future<Output = ()>>(
+        &mut self,
+        client: &Client,
+        pause: impl Fn() -> P,
+    ) -> Result<Vec<f64>, BenchError> {
+        let count = self.plan.neighbour_questions;
+        let generator = Generator::new()?;
+        let bar = progress("questions now and then", count);
+        let mut times = Vec::with_capacity(count);
+        for text in self.questions(count) {
+            pause().await;
+            let (client, clock) = (client.clone(), Arc::clone(&self.subject.clock));
+            let ask = async move {
+                let begun = clock.instant();
+                client.post("/query/data", &question(&text, "naive")).await?;
+                Ok::<_, BenchError>(between(begun, clock.instant()))
+            };
+            times.push(generator.handle()?.spawn(ask).await.map_err(|_| BenchError::Ended)??);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(times)
     }
 }
 
-/// Asks each question after a pause; the milliseconds of each.
-async fn now_and_then<P: Future<Output = ()> + Send>(
-    clock: Arc<dyn Clock>,
-    client: Client,
-    texts: Vec<String>,
-    pause: impl Fn() -> P + Send,
-) -> Result<Vec<f64>, BenchError> {
-    let bar = progress("questions now and then", texts.len());
-    let mut times = Vec::with_capacity(texts.len());
-    for text in texts {
-        pause().await;
-        let begun = clock.instant();
-        client.post("/query/data", &question(&text, "naive")).await?;
-        times.push(between(begun, clock.instant()));
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(times)
-}
-
-fn rows(beside: &[f64], alone: &[f64]) -> [Row; 2] {
-    let row = |what: &str, most, times: [f64; 2]| {
-        let what = format!("small tenant beside one that does a hundred times as much, {what} times alone");
+fn compared(what: &str, beside: &[f64], alone: &[f64]) -> [Row; 2] {
+    let row = |which: &str, most, times: [f64; 2]| {
+        let what = format!("small tenant beside one that {what}, {which} times alone");
         Row::new(&what, times[0] / times[1], "times", Target::Most(most), times.to_vec())
     };
     [

@@ -22,16 +22,9 @@ pub(super) struct Counters {
 
 /// Texts of one tenant and one call, and where that call waits for their vectors, in their order.
 struct Batch {
+    tenant: TenantId,
     texts: Vec<String>,
-    reply: oneshot::Sender<Done>,
-}
-
-/// What a call gets.
-pub(super) struct Done {
-    /// In the order of its texts.
-    pub(super) vectors: Vec<Embedded>,
-    /// For how long the model ran.
-    pub(super) busy: Duration,
+    reply: oneshot::Sender<Vec<Embedded>>,
 }
 
 pub(super) struct Waiting {
@@ -62,12 +55,14 @@ impl Drop for StopOnDrop {
 }
 
 impl Lane {
+    /// `ran` is told of each batch whose it was and for how long the model ran.
     pub(super) fn start(
         name: &str,
         source: &Source,
         settings: &EmbeddingSettings,
         threads: usize,
         priority: Priority,
+        ran: impl Fn(TenantId, Duration) + Send + 'static,
     ) -> Result<Self, EmbedderError> {
         let waiting = Waiting { queue: FairQueue::new(), count: 0, closed: false };
         let shared = Arc::new((Mutex::new(waiting), Condvar::new()));
@@ -75,7 +70,7 @@ impl Lane {
         // The session is made inside a thread of low priority so that its own threads inherit that.
         let made = thread::scope(|scope| {
             let make = move || {
-                priority.take();
+                priority.apply();
                 source.session(settings, threads)
             };
             scope.spawn(make).join()
@@ -92,8 +87,8 @@ impl Lane {
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                priority.take();
-                serve(&lane, &mut model, &counted);
+                priority.apply();
+                serve(&lane, &mut model, &counted, &ran);
             })
             .map_err(|error| EmbedderError::Model(error.to_string()))?;
         let stop = Arc::new(StopOnDrop(Arc::clone(&shared)));
@@ -101,27 +96,36 @@ impl Lane {
         Ok(Self { shared, dimension, bound, counters, thread, _stop: stop })
     }
 
-    pub(super) async fn run(&self, tenant: TenantId, texts: Vec<String>) -> Result<Done, EmbedderError> {
+    pub(super) async fn run(
+        &self,
+        tenant: TenantId,
+        texts: Vec<String>,
+    ) -> Result<Vec<Embedded>, EmbedderError> {
         if self.shared.0.lock().count >= self.bound {
             return Err(EmbedderError::Busy);
         }
         self.submit(tenant, texts).await.map_err(|_| EmbedderError::Stopped)
     }
 
-    pub(super) fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Done> {
+    pub(super) fn submit(&self, tenant: TenantId, texts: Vec<String>) -> oneshot::Receiver<Vec<Embedded>> {
         let (reply, receiver) = oneshot::channel();
         let cost: usize = texts.iter().map(String::len).sum();
         let mut waiting = self.shared.0.lock();
         if !waiting.closed {
             waiting.count += 1;
-            waiting.queue.push(tenant, cost as u64, Batch { texts, reply });
+            waiting.queue.push(tenant, cost as u64, Batch { tenant, texts, reply });
             self.shared.1.notify_one();
         }
         receiver
     }
 }
 
-fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Counters) {
+fn serve(
+    shared: &(Mutex<Waiting>, Condvar),
+    model: &mut Model,
+    counters: &Counters,
+    ran: &impl Fn(TenantId, Duration),
+) {
     loop {
         let batch = {
             let mut waiting = shared.0.lock();
@@ -144,7 +148,9 @@ fn serve(shared: &(Mutex<Waiting>, Condvar), model: &mut Model, counters: &Count
             let busy_us = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
             counters.busy_us.fetch_add(busy_us, Ordering::Relaxed);
             counters.texts.fetch_add(batch.texts.len() as u64, Ordering::Relaxed);
-            let _ = batch.reply.send(Done { vectors, busy });
+            // Before the answer, and though nobody may wait for it any more.
+            ran(batch.tenant, busy);
+            let _ = batch.reply.send(vectors);
         }
     }
 }

@@ -1,37 +1,41 @@
-//! Sessions for questions: one for tenants that ask little, and one of lower priority for those that ask much, so that
-//! a question of the former waits for little else than itself.
+//! Sessions for questions: one for everybody, and one of lower priority for busy tenants, so that a question of any
+//! other waits for little else than itself.
 //!
 //! **Invariant:** which session embeds a question changes when its vector is there, and nothing of the vector.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use moka::sync::Cache;
 
 use super::lane::Lane;
 use super::{Embedded, EmbedderError, EmbeddingSettings, Source};
 use crate::domain::ids::TenantId;
 use crate::inference::priority::Priority;
 
-/// The share of the time that a tenant's questions may keep the first session busy.
+/// The share of the time that a tenant's questions may keep the model busy before it is a busy tenant.
 const SHARE: f64 = 0.1;
-/// What it may use at once, after it has asked nothing for long.
-const AT_ONCE: Duration = Duration::from_millis(100);
-/// Tenants that are remembered before those are forgotten that are within their share.
-const REMEMBERED: usize = 1024;
+/// Seconds of the model that it may use at once, after it has asked nothing for long.
+const AT_ONCE: f64 = 0.1;
+/// The most that is held against it, so that whoever stops is soon as good as anybody.
+const MOST: f64 = 2.0 * AT_ONCE;
+/// When all of that has run off.
+const FORGOTTEN: Duration = Duration::from_secs(2);
+/// Tenants that are remembered.
+const TENANTS: u64 = 100_000;
 
-/// Both sessions. The second is loaded when a tenant first asks much.
+/// Both sessions. The second is loaded when there first is a busy tenant.
 pub(super) struct Questions {
-    first: Lane,
-    second: OnceLock<Lane>,
+    everybody: Lane,
+    busy_tenants: OnceLock<Lane>,
     loading: AtomicBool,
-    identity: String,
+    used: Used,
     settings: EmbeddingSettings,
     threads: usize,
-    spent: Mutex<Spent>,
+    /// Of the model that was loaded first.
+    identity: String,
 }
 
 impl Questions {
@@ -41,14 +45,16 @@ impl Questions {
         threads: usize,
         identity: String,
     ) -> Result<Arc<Self>, EmbedderError> {
+        let used = Used::default();
+        let priority = Priority::First;
         Ok(Arc::new(Self {
-            first: Lane::start("embed-questions", source, settings, threads, Priority::First)?,
-            second: OnceLock::new(),
+            everybody: Lane::start("embed-questions", source, settings, threads, priority, used.meter())?,
+            busy_tenants: OnceLock::new(),
             loading: AtomicBool::new(false),
-            identity,
+            used,
             settings: settings.clone(),
             threads,
-            spent: Mutex::default(),
+            identity,
         }))
     }
 
@@ -58,19 +64,17 @@ impl Questions {
         tenant: TenantId,
         texts: Vec<String>,
     ) -> Result<Vec<Embedded>, EmbedderError> {
-        let much = self.spent.lock().is_much(tenant, Instant::now());
-        let lane = match self.second.get() {
-            Some(second) if much => second,
-            _ => {
-                if much {
-                    self.load_second();
-                }
-                &self.first
-            }
-        };
-        let done = lane.run(tenant, texts).await?;
-        self.spent.lock().add(tenant, done.busy, Instant::now());
-        Ok(done.vectors)
+        self.lane(tenant).run(tenant, texts).await
+    }
+
+    fn lane(self: &Arc<Self>, tenant: TenantId) -> &Lane {
+        if !self.used.is_busy(tenant, Instant::now()) {
+            return &self.everybody;
+        }
+        self.busy_tenants.get().unwrap_or_else(|| {
+            self.load_second();
+            &self.everybody
+        })
     }
 
     /// Loads the second session on a thread of its own; meanwhile the first does all.
@@ -80,23 +84,12 @@ impl Questions {
         }
         let questions = Arc::clone(self);
         let load = move || {
-            Priority::Second.take();
-            let second = Source::open(&questions.settings).and_then(|source| {
-                let (settings, threads) = (&questions.settings, questions.threads);
-                if source.identity(settings) != questions.identity {
-                    // Its files were replaced meanwhile: a question would be compared with vectors of another model.
-                    return Err(EmbedderError::Replaced);
-                }
-                Lane::start("embed-much", &source, settings, threads, Priority::Second)
-            });
-            match second {
-                Ok(second) => drop(questions.second.set(second)),
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "tenants that ask much are not held apart: the model cannot be loaded again"
-                    );
-                }
+            Priority::Second.apply();
+            if let Err(error) = questions.start_second() {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "busy tenants are not held apart: the model cannot be loaded again"
+                );
             }
         };
         if let Err(error) = thread::Builder::new().name("embed-load".to_owned()).spawn(load) {
@@ -104,43 +97,61 @@ impl Questions {
         }
     }
 
+    fn start_second(&self) -> Result<(), EmbedderError> {
+        let source = Source::open(&self.settings)?;
+        if source.identity(&self.settings) != self.identity {
+            // A question would be compared with vectors of another model.
+            return Err(EmbedderError::Replaced);
+        }
+        let (priority, meter) = (Priority::Second, self.used.meter());
+        let lane = Lane::start("embed-busy", &source, &self.settings, self.threads, priority, meter)?;
+        drop(self.busy_tenants.set(lane));
+        Ok(())
+    }
+
     /// The sessions that are there.
     pub(super) fn lanes(&self) -> impl Iterator<Item = (&'static str, &Lane)> {
-        [("questions", &self.first)].into_iter().chain(self.second.get().map(|second| ("much", second)))
+        let second = self.busy_tenants.get().map(|lane| ("busy_tenants", lane));
+        [("questions", &self.everybody)].into_iter().chain(second)
     }
 
     pub(super) fn dimension(&self) -> usize {
-        self.first.dimension
+        self.everybody.dimension
     }
 }
 
-/// What tenants' questions have used of the model lately: it runs off by [`SHARE`] of the time.
-#[derive(Default)]
-struct Spent {
-    /// Seconds, and when that was.
-    tenants: HashMap<TenantId, (f64, Instant)>,
-    forget_at: usize,
-}
+/// What tenants' questions have used of the model lately, in seconds and as of when: it runs off by [`SHARE`] of the
+/// time.
+#[derive(Clone)]
+struct Used(Cache<TenantId, (f64, Instant)>);
 
-impl Spent {
-    fn is_much(&self, tenant: TenantId, now: Instant) -> bool {
-        self.tenants.get(&tenant).is_some_and(|spent| left(*spent, now) >= AT_ONCE.as_secs_f64())
-    }
-
-    fn add(&mut self, tenant: TenantId, busy: Duration, now: Instant) {
-        let before = self.tenants.get(&tenant).map_or(0.0, |spent| left(*spent, now));
-        // At most twice the bound, so that whoever stops asking much is soon as good as anybody.
-        let spent = (before + busy.as_secs_f64()).min(2.0 * AT_ONCE.as_secs_f64());
-        self.tenants.insert(tenant, (spent, now));
-        if self.tenants.len() > self.forget_at.max(REMEMBERED) {
-            self.tenants.retain(|_, spent| left(*spent, now) > 0.0);
-            self.forget_at = 2 * self.tenants.len();
-        }
+impl Default for Used {
+    fn default() -> Self {
+        Self(Cache::builder().max_capacity(TENANTS).time_to_idle(FORGOTTEN).build())
     }
 }
 
-fn left((spent, at): (f64, Instant), now: Instant) -> f64 {
-    (spent - SHARE * now.saturating_duration_since(at).as_secs_f64()).max(0.0)
+impl Used {
+    fn is_busy(&self, tenant: TenantId, now: Instant) -> bool {
+        self.0.get(&tenant).is_some_and(|used| left(used, now) >= AT_ONCE)
+    }
+
+    fn add(&self, tenant: TenantId, busy: Duration, now: Instant) {
+        self.0.entry(tenant).and_upsert_with(|used| {
+            let before = used.map_or(0.0, |used| left(used.into_value(), now));
+            ((before + busy.as_secs_f64()).min(MOST), now)
+        });
+    }
+
+    /// What a session tells of each batch.
+    fn meter(&self) -> impl Fn(TenantId, Duration) + Send + 'static {
+        let used = self.clone();
+        move |tenant, busy| used.add(tenant, busy, Instant::now())
+    }
+}
+
+fn left((seconds, at): (f64, Instant), now: Instant) -> f64 {
+    (seconds - SHARE * now.saturating_duration_since(at).as_secs_f64()).max(0.0)
 }
 
 #[cfg(test)]
@@ -150,36 +161,34 @@ mod tests {
     use super::*;
 
     const MILLISECOND: Duration = Duration::from_millis(1);
+    const ALICE: TenantId = TenantId(Uuid::from_u128(1));
+    const BOB: TenantId = TenantId(Uuid::from_u128(2));
 
     #[test]
-    fn whoever_asks_without_a_pause_asks_much_and_is_as_good_as_anybody_a_second_later() {
-        let tenant = TenantId(Uuid::from_u128(1));
-        let (mut spent, mut now) = (Spent::default(), Instant::now());
+    fn whoever_asks_without_a_pause_is_busy_and_a_second_later_as_good_as_anybody() {
+        let (used, mut now) = (Used::default(), Instant::now());
         let mut asked = 0;
-        while !spent.is_much(tenant, now) {
+        while !used.is_busy(ALICE, now) {
             now += 5 * MILLISECOND;
-            spent.add(tenant, 5 * MILLISECOND, now);
+            used.add(ALICE, 5 * MILLISECOND, now);
             asked += 1;
         }
         assert!((20..30).contains(&asked), "{asked}");
         for _ in 0..1000 {
             now += 5 * MILLISECOND;
-            spent.add(tenant, 5 * MILLISECOND, now);
+            used.add(ALICE, 5 * MILLISECOND, now);
         }
-        assert!(spent.is_much(tenant, now));
-        assert!(!spent.is_much(TenantId(Uuid::from_u128(2)), now));
-        assert!(!spent.is_much(tenant, now + 1100 * MILLISECOND));
+        assert!(used.is_busy(ALICE, now) && !used.is_busy(BOB, now));
+        assert!(!used.is_busy(ALICE, now + 1100 * MILLISECOND));
     }
 
     #[test]
-    fn whoever_asks_now_and_then_never_asks_much_and_is_forgotten() {
-        let (mut spent, mut now) = (Spent::default(), Instant::now());
-        for n in 0..10 * REMEMBERED as u128 {
+    fn whoever_asks_now_and_then_is_never_busy() {
+        let (used, mut now) = (Used::default(), Instant::now());
+        for _ in 0..1000 {
             now += 100 * MILLISECOND;
-            spent.add(TenantId(Uuid::from_u128(n % 3)), 5 * MILLISECOND, now);
-            spent.add(TenantId(Uuid::from_u128(n)), 5 * MILLISECOND, now);
-            assert!((0..3).all(|n| !spent.is_much(TenantId(Uuid::from_u128(n)), now)));
+            used.add(ALICE, 5 * MILLISECOND, now);
+            assert!(!used.is_busy(ALICE, now));
         }
-        assert!(spent.tenants.len() <= REMEMBERED + 1, "{}", spent.tenants.len());
     }
 }

@@ -172,10 +172,7 @@ impl Stores {
         let now = postgres.clock.now();
         let rows: Vec<Uuid> = sqlx::query_scalar(
             "with recursive waiting as (
-                 (select tenant_id, due_at from job
-                  where state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
-                      and (leased_until is null or leased_until < $1 or leased_until > $4)
-                  order by tenant_id, due_at limit 1)
+                 select '00000000-0000-0000-0000-000000000000'::uuid as tenant_id, null::timestamptz as due_at
                  union all
                  select next.tenant_id, next.due_at from waiting cross join lateral (
                      select tenant_id, due_at from job
@@ -183,7 +180,7 @@ impl Stores {
                          and state in ('queued', 'running') and (due_at <= $1 or due_at > $3)
                          and (leased_until is null or leased_until < $1 or leased_until > $4)
                      order by tenant_id, due_at limit 1) next)
-             select tenant_id from waiting order by due_at, tenant_id limit $2",
+             select tenant_id from waiting where due_at is not null order by due_at, tenant_id limit $2",
         )
         .bind(now)
         .bind(limit)

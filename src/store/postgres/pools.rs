@@ -49,7 +49,7 @@ const AUDIT_CONNECTIONS: u32 = 2;
 /// How statements on tenant data and on the queue are planned. Each tenant is estimated as if it owned everything
 /// (docs/decisions/a-tenant-may-own-everything.md), which must not make one that owns little read the rows of all, nor
 /// take a second process for a question.
-const TENANT_PLANS: [(&str, &str); 3] =
+const PLANS: [(&str, &str); 3] =
     [("enable_seqscan", "off"), ("max_parallel_workers_per_gather", "0"), ("jit", "off")];
 
 /// For how long a connection may rest until it is asked whether it is alive before anybody is given it. Its database may
@@ -146,7 +146,7 @@ pub(in crate::store) struct Pools {
 impl Pools {
     pub(in crate::store) fn new(addresses: &RoleAddresses, settings: &PoolSettings) -> Self {
         let wait = Duration::from_millis(settings.acquire_timeout_ms);
-        let app = addresses.app.clone().options(TENANT_PLANS);
+        let app = addresses.app.clone().options(PLANS);
         let control = pool(addresses.control.clone(), 3, Duration::from_secs(10));
         Self {
             audit: TenantPool::over(pool(app.clone(), AUDIT_CONNECTIONS, wait), AUDIT_CONNECTIONS, wait),
@@ -164,7 +164,7 @@ impl Pools {
                 Duration::from_secs(30),
             ),
             auth: pool(addresses.auth.clone(), 3, wait),
-            dispatch: pool(addresses.dispatch.clone().options(TENANT_PLANS), 2, Duration::from_secs(10)),
+            dispatch: pool(addresses.dispatch.clone().options(PLANS), 2, Duration::from_secs(10)),
             control,
         }
     }

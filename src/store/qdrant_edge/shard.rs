@@ -28,7 +28,7 @@ use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
 use crate::store::vector::{Entries, Entry, Hit, Point, Terms};
 
-const DENSE: &str = "dense";
+pub(super) const DENSE: &str = "dense";
 const TERMS: &str = "terms";
 const TENANT: &str = "tenant";
 const NAMESPACE: &str = "namespace";
@@ -382,7 +382,7 @@ fn entry(record: &Record) -> Option<Entry> {
     })
 }
 
-fn config(dimension: usize, settings: &EdgeSettings) -> EdgeConfig {
+pub(super) fn config(dimension: usize, settings: &EdgeSettings) -> EdgeConfig {
     // What is read stays in memory all the same. Otherwise each shard has 32 MB of empty pages filled in when it opens.
     let dense = EdgeVectorParams::builder(dimension, Distance::Cosine).on_disk(true).build();
     // Full scans begin at no size: the inverted index is the faster way, and the only one tested.

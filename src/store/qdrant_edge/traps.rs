@@ -6,11 +6,12 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use qdrant_edge::EdgeShard;
 use uuid::Uuid;
 
 use super::fault::{Fault, guarded};
 use super::settings::EdgeSettings;
-use super::shard::{Shard, cut_log, log_bytes, only};
+use super::shard::{DENSE, Shard, config, cut_log, log_bytes, only};
 use crate::domain::ids::{ChunkId, ModelId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
 use crate::store::vector::{Point, Terms};
@@ -127,17 +128,9 @@ fn flushing_beside_a_writer_panics_hence_one_writer() {
     shard.flush().unwrap();
 }
 
+/// Kilobytes of a folder's files that this process has in memory.
 #[cfg(target_os = "linux")]
-#[test]
-fn an_open_shard_of_few_points_has_few_pages_in_memory() {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = EdgeSettings::default();
-    let shard = Shard::create(folder.path(), 4, &settings).unwrap();
-    shard.upsert(&partition(), &points(20, 1)).unwrap();
-    shard.flush().unwrap();
-    drop(shard);
-    let shard = Shard::load(folder.path(), &settings).unwrap();
-    assert_eq!(count(&shard), 20);
+fn resident(folder: &Path) -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut ours, mut files, mut kilobytes) = (false, 0, 0);
     for line in maps.lines() {
@@ -145,9 +138,31 @@ fn an_open_shard_of_few_points_has_few_pages_in_memory() {
             let rss = rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
             kilobytes += if ours { rss } else { 0 };
         } else if line.split(' ').next().is_some_and(|range| range.contains('-')) {
-            ours = line.contains(folder.path().to_str().unwrap());
+            ours = line.contains(folder.to_str().unwrap());
             files += u32::from(ours);
         }
     }
-    assert!(files > 0 && kilobytes < 2048, "{kilobytes} KB of {files} files");
+    assert!(files > 0, "nothing of {} is in memory", folder.display());
+    kilobytes
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn vectors_that_are_not_on_the_disk_have_their_empty_pages_filled_in_hence_on_disk() {
+    let (settings, folder) = (EdgeSettings::default(), tempfile::tempdir().unwrap());
+    let [filled, ours] = ["filled", "ours"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&filled).unwrap();
+    std::fs::create_dir(&ours).unwrap();
+    let mut in_memory = config(4, &settings);
+    in_memory.vectors.get_mut(DENSE).unwrap().on_disk = None;
+    drop(EdgeShard::new(&filled, in_memory).unwrap());
+    let shard = Shard::create(&ours, 4, &settings).unwrap();
+    shard.upsert(&partition(), &points(20, 1)).unwrap();
+    shard.flush().unwrap();
+    drop(shard);
+    let (shard, other) = (Shard::load(&ours, &settings).unwrap(), Shard::load(&filled, &settings).unwrap());
+    other.upsert(&partition(), &points(20, 1)).unwrap();
+    assert_eq!((count(&shard), count(&other)), (20, 20));
+    let (few, many) = (resident(&ours), resident(&filled));
+    assert!(few < 2048 && many > 16 * 1024, "{few} KB and {many} KB");
 }
