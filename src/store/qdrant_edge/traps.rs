@@ -156,13 +156,15 @@ fn vectors_that_are_not_on_the_disk_have_their_empty_pages_filled_in_hence_on_di
     let mut in_memory = config(4, &settings);
     in_memory.vectors.get_mut(DENSE).unwrap().on_disk = None;
     drop(EdgeShard::new(&filled, in_memory).unwrap());
-    let shard = Shard::create(&ours, 4, &settings).unwrap();
-    shard.upsert(&partition(), &points(20, 1)).unwrap();
-    shard.flush().unwrap();
-    drop(shard);
-    let (shard, other) = (Shard::load(&ours, &settings).unwrap(), Shard::load(&filled, &settings).unwrap());
-    other.upsert(&partition(), &points(20, 1)).unwrap();
-    assert_eq!((count(&shard), count(&other)), (20, 20));
+    drop(Shard::create(&ours, 4, &settings).unwrap());
+    for path in [&filled, &ours] {
+        let shard = Shard::load(path, &settings).unwrap();
+        shard.upsert(&partition(), &points(20, 1)).unwrap();
+        shard.flush().unwrap();
+    }
+    // Pages are filled in when what has points is opened again.
+    let [filled_shard, our_shard] = [&filled, &ours].map(|path| Shard::load(path, &settings).unwrap());
+    assert_eq!((count(&filled_shard), count(&our_shard)), (20, 20));
     let (few, many) = (resident(&ours), resident(&filled));
     assert!(few < 2048 && many > 16 * 1024, "{few} KB and {many} KB");
 }
