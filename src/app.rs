@@ -316,6 +316,9 @@ impl Server {
     /// # Errors
     /// Says which part could not be had and what to do.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        if let Err(error) = telemetry::memory::give_back_when_idle() {
+            tracing::warn!(error = %error, "memory that is no longer needed stays with the server while it rests");
+        }
         let models = load_models(&settings).await?;
         let language_model = LanguageModel::new(&settings.language_model)?;
         let mut foundation = Foundation::open(&settings, &models.active().info().id).await?;

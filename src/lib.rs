@@ -12,6 +12,10 @@
 //! domain                  plain types
 //! ```
 
+/// Gives memory back that a tenant no longer needs: glibc's keeps it ([`telemetry::memory`]).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -3,6 +3,7 @@
 //! **Invariant:** no credential, document text, question or prompt is ever logged, counted or traced.
 
 pub mod alarms;
+pub mod memory;
 pub mod metrics;
 mod outside;
 pub mod page;

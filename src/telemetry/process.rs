@@ -12,6 +12,10 @@ pub(super) fn write(page: &mut Page<'_, '_>) -> Written {
         let help = "Resident memory of the server alone, without its database and parsers";
         page.gauge("process_resident_memory_bytes", help, kilobytes * 1024.0)?;
     }
+    if let Some(bytes) = super::memory::allocated() {
+        let help = "Memory that the server has allocated; the rest of what is resident, its allocator keeps for a while";
+        page.gauge("bulkhead_memory_allocated_bytes", help, number(bytes))?;
+    }
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         page.gauge("process_open_fds", "Open descriptors", number(descriptors.count()))?;
     }

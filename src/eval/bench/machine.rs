@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use crate::telemetry::memory::allocated;
+
 /// What is taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Footprint {
     /// Memory, each shared page divided by those who share it, without the database's shared pages, bytes.
     pub(super) memory: f64,
+    /// What this process has allocated, bytes.
+    pub(super) allocated: f64,
     /// Open descriptors.
     pub(super) descriptors: f64,
     /// Blocks on the disk, bytes.
@@ -31,7 +35,12 @@ pub(super) fn footprint(folders: &[&Path]) -> std::io::Result<Footprint> {
         descriptors += std::fs::read_dir(folder.join("fd")).map_or(0, Iterator::count);
     }
     let disk: u64 = folders.iter().map(|folder| blocks(folder)).sum();
-    Ok(Footprint { memory: memory as f64, descriptors: descriptors as f64, disk: disk as f64 })
+    Ok(Footprint {
+        memory: memory as f64,
+        allocated: allocated().unwrap_or(0) as f64,
+        descriptors: descriptors as f64,
+        disk: disk as f64,
+    })
 }
 
 /// Processor seconds by who used them.

@@ -155,6 +155,7 @@ impl Bench<'_> {
 /// What one tenant takes.
 struct Each {
     memory: f64,
+    allocated: f64,
     disk: f64,
     descriptors: f64,
 }
@@ -163,19 +164,20 @@ impl Each {
     fn new(before: &Footprint, after: &Footprint, count: f64) -> Self {
         Self {
             memory: (after.memory - before.memory) / KB / count,
+            allocated: (after.allocated - before.allocated) / KB / count,
             disk: (after.disk - before.disk) / KB / count,
             descriptors: (after.descriptors - before.descriptors) / count,
         }
     }
 
     fn rows(&self, what: &str, (memory, disk, descriptors): (f64, f64, f64)) -> [Row; 3] {
-        let row = |kind: &str, value, unit, most| {
-            Row::new(&format!("{what}, {kind}"), value, unit, Target::Most(most), vec![value])
+        let row = |kind: &str, samples: Vec<f64>, unit, most| {
+            Row::new(&format!("{what}, {kind}"), samples[0], unit, Target::Most(most), samples)
         };
         [
-            row("memory", self.memory, "KB", memory),
-            row("disk", self.disk, "KB", disk),
-            row("descriptors", self.descriptors, "each", descriptors + NEGLIGIBLE),
+            row("memory", vec![self.memory, self.allocated], "KB", memory),
+            row("disk", vec![self.disk], "KB", disk),
+            row("descriptors", vec![self.descriptors], "each", descriptors + NEGLIGIBLE),
         ]
     }
 }

@@ -1,0 +1,37 @@
+//! The allocator: what is in use of the memory that it holds, and when it gives back the rest.
+
+use tikv_jemalloc_ctl::{background_thread, epoch, stats};
+
+/// Has a thread give unused memory back to the system, some ten seconds after it was freed; without it that happens
+/// only when something else is allocated. Not for a parser's process, which has one thread.
+///
+/// # Errors
+/// Says why the allocator cannot.
+pub fn give_back_when_idle() -> Result<(), std::io::Error> {
+    background_thread::write(true).map_err(|error| std::io::Error::other(error.to_string()))
+}
+
+/// Bytes that this process has allocated and not freed; `None` when the allocator does not tell.
+#[must_use]
+pub fn allocated() -> Option<usize> {
+    epoch::advance().ok()?;
+    stats::allocated::read().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allocated_counts_until_it_is_freed() {
+        const SIZE: usize = 64 << 20;
+        let before = allocated().expect("told");
+        let held = std::hint::black_box(vec![1_u8; SIZE]);
+        let during = allocated().expect("told");
+        drop(held);
+        let after = allocated().expect("told");
+        // Other tests allocate meanwhile, though not as much.
+        assert!(during > before + SIZE / 2, "{before} {during}");
+        assert!(after < during - SIZE / 2, "{during} {after}");
+    }
+}
