@@ -8,6 +8,7 @@ pub mod eval;
 mod measured;
 mod meters;
 mod pulse;
+mod services;
 mod settings;
 mod work;
 
@@ -41,7 +42,7 @@ use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
 use crate::store::backup::is_unfinished;
-use crate::store::memory::MemoryRateLimiter;
+use crate::store::layers::Calls;
 use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
 use crate::store::postgres::roles::Role;
@@ -74,6 +75,7 @@ pub struct Foundation {
     /// The audit log.
     pub audit: Audit,
     limits: LimitSettings,
+    calls: Arc<Calls>,
     projector: Projector,
     upkeep: Upkeep,
     postgres: Postgres,
@@ -186,6 +188,7 @@ impl Foundation {
             signer: Arc::new(signer),
             audit,
             limits: settings.limits.clone(),
+            calls: Arc::default(),
             projector,
             upkeep,
             postgres,
@@ -357,6 +360,8 @@ impl Server {
         };
         meters::watch(&metrics, parts);
         metrics.watch(move |page| alarms.write(page));
+        let calls = Arc::clone(&foundation.calls);
+        metrics.watch(move |page| calls.write(page));
         pulse.beat().await;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
@@ -385,7 +390,7 @@ impl Server {
             ids: Arc::clone(ids),
             meters: http::Meters::new(&settings.http),
             limits: settings.http.clone(),
-            rates: Arc::new(MemoryRateLimiter::new(settings.limits.remembered, Arc::clone(clock))),
+            rates: services::rates(&settings, &foundation, &metrics)?,
             quotas: settings.limits.clone(),
             started: clock.instant(),
             configuration: configuration(&settings, foundation.private.is_some(), stores),
@@ -459,6 +464,7 @@ fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_j
         "graph": "PostgreSQL, in memory",
         "audit": "PostgreSQL",
         "cache": "in process",
+        "limits": settings.limits.backend.name(),
         "embedding": settings.embedding.model,
         "language_model": if settings.language_model.url.is_empty() { "none" } else { &settings.language_model.model },
     })

@@ -18,8 +18,9 @@ use crate::store::postgres::PoolSettings;
 use crate::store::postgres::partitions::VectorSettings;
 use crate::store::postgres::server::ServerSettings;
 use crate::store::qdrant_edge::EdgeSettings;
+use crate::store::redis::RedisSettings;
 use crate::telemetry::TelemetrySettings;
-use crate::tenancy::{AuthSettings, LimitSettings};
+use crate::tenancy::{AuthSettings, LimitBackend, LimitSettings};
 
 /// All settings. The defaults and their meaning are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,6 +64,8 @@ pub struct Settings {
     pub retrieval: RetrievalSettings,
     /// `[audit]`
     pub audit: AuditSettings,
+    /// `[redis]`, for what is set to be there.
+    pub redis: RedisSettings,
 }
 
 /// The database: a private one, or one that is there already.
@@ -106,6 +109,9 @@ impl Validate for Settings {
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
         faults.extend(self.telemetry.validate());
+        if self.limits.backend == LimitBackend::Redis {
+            faults.extend(self.redis.validate());
+        }
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());

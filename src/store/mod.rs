@@ -13,6 +13,7 @@ pub mod partition;
 pub mod postgres;
 pub mod qdrant_edge;
 pub mod rate_limit;
+pub mod redis;
 pub mod upkeep;
 pub mod uploads;
 pub mod vector;
