@@ -91,7 +91,7 @@ async fn a_call_that_hangs_ends_at_its_deadline() {
 
 #[tokio::test]
 async fn only_what_is_safe_to_repeat_and_failed_in_passing_is_made_again() {
-    let world = &World::new(settings());
+    let world = &World::new(CallSettings { breaker_failures: 100, ..settings() });
     assert_eq!(world.once(Some(ErrorKind::Unavailable)).await, Some(ErrorKind::Unavailable));
     assert_eq!(world.made(), 1);
     let repeated = |kind| world.layers.repeatable(OPERATION, None, move || world.call(Some(kind)));
