@@ -180,11 +180,21 @@ fn as_many_as_the_limit(counted: &BTreeMap<u16, usize>, requests: usize, since: 
     assert_eq!(allowed + counted.get(&429).copied().unwrap_or_default(), requests, "{counted:?}");
 }
 
+/// The limit that a server tells a tenant that was not there before.
+async fn limit_of_another(server: &Running) -> usize {
+    let (_, key) = server.tenant().await;
+    let answer = server.get("/auth/whoami", &key).await;
+    answer.headers()["ratelimit-limit"].to_str().expect("text").parse().expect("a number")
+}
+
 async fn two_servers_over_the_same_stores_have_one_limit_together_and_shares_while_redis_is_away() {
     let (folder, mut redis) = (Folder::new(), RedisServer::start());
     let first = Running::start(&folder, "node-1", &redis, "");
     let second = beside(&first, &folder, &redis);
     let servers = [&first, &second];
+    for server in servers {
+        assert_eq!(limit_of_another(server).await, LIMIT, "Redis counts");
+    }
     let (_, key) = first.tenant().await;
     let since = Instant::now();
     as_many_as_the_limit(&send(&servers, &key, 80).await, 80, since);
@@ -195,13 +205,14 @@ async fn two_servers_over_the_same_stores_have_one_limit_together_and_shares_whi
     let since = Instant::now();
     as_many_as_the_limit(&send(&servers, &key, 80).await, 80, since);
 
+    for server in servers {
+        assert_eq!(limit_of_another(server).await, LIMIT / 2, "it counts alone");
+    }
+
     redis.restart();
-    let (_, key) = second.tenant().await;
     let end = Instant::now() + PATIENCE;
     for server in servers {
-        while server.get("/auth/whoami", &key).await.headers()["ratelimit-limit"]
-            != LIMIT.to_string().as_str()
-        {
+        while limit_of_another(server).await != LIMIT {
             assert!(Instant::now() < end, "Redis is not used again");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
