@@ -8,6 +8,7 @@ pub mod eval;
 mod measured;
 mod meters;
 mod pulse;
+mod services;
 mod settings;
 mod work;
 
@@ -25,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use pulse::{Pulse, Usages};
-pub use settings::{DatabaseSettings, Settings};
+use services::Around;
+pub use settings::{DatabaseSettings, Settings, VectorBackend, VectorIndexSettings};
 use work::Background;
 pub use work::while_working;
 
@@ -41,6 +43,7 @@ use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
 use crate::store::backup::is_unfinished;
+use crate::store::layers::Calls;
 use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
@@ -78,6 +81,7 @@ pub struct Foundation {
     upkeep: Upkeep,
     postgres: Postgres,
     index: Arc<EdgeIndex>,
+    calls: Arc<Calls>,
     private: Option<PrivateServer>,
     node: Uuid,
     #[cfg(feature = "laboratory")]
@@ -133,10 +137,13 @@ impl Foundation {
         )
         .with_vectors(settings.database.vectors.clone())
         .with_models(models);
-        let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
-        let index = Arc::new(index);
+        let shards = settings.vectors.edge();
+        let index = Arc::new(EdgeIndex::new(data_dir.join("shards"), shards, Arc::clone(&clock))?);
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::<EdgeIndex>::clone(&index), uploads);
+        let calls = Arc::<Calls>::default();
+        let around = Around { settings, data_dir: &data_dir, calls: &calls, clock: &clock, ids: &ids };
+        let vectors = services::vectors(&around, &index, &postgres)?;
+        let stores = Stores::new(postgres.clone(), vectors, uploads);
         let node = node(&data_dir, ids.as_ref())?;
 
         #[cfg(feature = "laboratory")]
@@ -172,7 +179,7 @@ impl Foundation {
             stores.clone(),
             Arc::clone(&directory),
             settings.projection.clone(),
-            &settings.node,
+            services::consumer(settings),
             Arc::clone(&clock),
         );
         let margin = Duration::from_secs(settings.orphans.margin_seconds);
@@ -190,6 +197,7 @@ impl Foundation {
             upkeep,
             postgres,
             index: Arc::clone(&index),
+            calls,
             private,
             node,
             #[cfg(feature = "laboratory")]
@@ -348,6 +356,7 @@ impl Server {
         let parts = meters::Parts {
             postgres: foundation.postgres.clone(),
             index: Arc::clone(&foundation.index),
+            calls: Arc::clone(&foundation.calls),
             audit: audit.clone(),
             projector: projector.clone(),
             stages: workers.stages(),
@@ -388,7 +397,7 @@ impl Server {
             rates: Arc::new(MemoryRateLimiter::new(settings.limits.remembered, Arc::clone(clock))),
             quotas: settings.limits.clone(),
             started: clock.instant(),
-            configuration: configuration(&settings, foundation.private.is_some(), stores),
+            configuration: services::configuration(&settings, foundation.private.is_some(), stores),
             wake,
             upkeep: foundation.upkeep.clone(),
             on_change: kick,
@@ -449,19 +458,6 @@ impl Server {
         }
         self.foundation.close().await
     }
-}
-
-/// What `/health` tells a caller about the back ends that are active.
-fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_json::Value {
-    serde_json::json!({
-        "database": if private { "PostgreSQL, private" } else { "PostgreSQL, as configured" },
-        "vectors": stores.vectors_name(),
-        "graph": "PostgreSQL, in memory",
-        "audit": "PostgreSQL",
-        "cache": "in process",
-        "embedding": settings.embedding.model,
-        "language_model": if settings.language_model.url.is_empty() { "none" } else { &settings.language_model.model },
-    })
 }
 
 /// Runs a server until it is told to stop by SIGINT or SIGTERM.

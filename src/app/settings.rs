@@ -1,8 +1,12 @@
 //! All settings of a server, section by section.
 
+mod vectors;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
+
+pub use vectors::{VectorBackend, VectorIndexSettings};
 
 use crate::config::Validate;
 use crate::domain::lexical::LexicalSettings;
@@ -17,7 +21,6 @@ use crate::store::audit::AuditSettings;
 use crate::store::postgres::PoolSettings;
 use crate::store::postgres::partitions::VectorSettings;
 use crate::store::postgres::server::ServerSettings;
-use crate::store::qdrant_edge::EdgeSettings;
 use crate::telemetry::TelemetrySettings;
 use crate::tenancy::{AuthSettings, LimitSettings};
 
@@ -54,7 +57,7 @@ pub struct Settings {
     /// `[lexical]`
     pub lexical: LexicalSettings,
     /// `[vectors]`
-    pub vectors: EdgeSettings,
+    pub vectors: VectorIndexSettings,
     /// `[projection]`
     pub projection: ProjectorSettings,
     /// `[orphans]`
@@ -103,6 +106,7 @@ impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
         faults.extend(self.database.vectors.faults());
+        faults.extend(self.vectors.faults());
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
         faults.extend(self.telemetry.validate());

@@ -11,11 +11,13 @@ pub mod layers;
 pub mod memory;
 pub mod partition;
 pub mod postgres;
+pub mod qdrant;
 pub mod qdrant_edge;
 pub mod rate_limit;
 pub mod upkeep;
 pub mod uploads;
 pub mod vector;
+mod well_formed;
 
 pub use audit::{Audit, AuditLog, AuditSettings};
 pub use error::{ErrorKind, StoreError};

@@ -19,7 +19,7 @@ const WITHOUT_TENANT: [(&str, &str); 2] = [
 const WITHOUT_ROW_SECURITY: &str = "_sqlx_migrations";
 
 /// Policies that show rows of several tenants, with the roles and the reason.
-const ACROSS_TENANTS: [(&str, &str, &str); 8] = [
+const ACROSS_TENANTS: [(&str, &str, &str); 9] = [
     ("tenant", "auth,control", "a credential is looked up before its tenant is known; control makes tenants"),
     ("api_key", "auth,control", "a credential is looked up before its tenant is known; control makes keys"),
     ("operator_key", "auth,control", "operators belong to the deployment"),
@@ -28,6 +28,7 @@ const ACROSS_TENANTS: [(&str, &str, &str); 8] = [
     ("consumer", "dispatch", "positions of projections, by column grants"),
     ("outbox", "dispatch", "positions of histories, by column grants"),
     ("tenant_usage", "control", "operators compare what tenants keep: ids and numbers"),
+    ("vector_collection", "dispatch", "tenants that have collections, by column grants; not their names"),
 ];
 
 /// Indexes that are not led by the tenant, with the reason.
@@ -55,6 +56,7 @@ app namespace delete,insert,select,update
 app outbox delete,insert,select,update
 app tenant_usage delete,insert,select,update
 app term_frequency delete,insert,select,update
+app vector_collection delete,insert,select,update
 backup _sqlx_migrations select
 backup api_key select
 backup audit_event select
@@ -75,6 +77,7 @@ backup outbox select
 backup tenant select
 backup tenant_usage select
 backup term_frequency select
+backup vector_collection select
 backup vectors_MODEL_NAMESPACE select
 control api_key delete,insert,select,update
 control audit_event insert,select
@@ -93,6 +96,7 @@ dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
 dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_by,leased_until,namespace_id,state,tenant_id,upload
 dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id
 dispatch select outbox namespace_id,seq,tenant_id
+dispatch select vector_collection tenant_id
 dispatch update job attempts,due_at,lease,leased_by,leased_until,state,updated_at";
 
 /// Table, name, command, roles, whether it permits, what it shows, what it lets in.

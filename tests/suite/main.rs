@@ -60,6 +60,9 @@ mod place;
 mod post_filter;
 mod private_postgres;
 mod projector;
+#[cfg(feature = "laboratory")]
+#[path = "../support/qdrant/mod.rs"]
+mod qdrant_stand_in;
 mod query;
 mod quiet_logs;
 mod receiver;
@@ -72,6 +75,8 @@ mod round_trips;
 mod row_level_security;
 mod running;
 mod server;
+#[cfg(feature = "laboratory")]
+mod server_on_qdrant;
 mod settings;
 mod shutdown;
 #[cfg(feature = "laboratory")]
@@ -88,6 +93,8 @@ mod uploaded_files;
 mod valve;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
+#[cfg(feature = "laboratory")]
+mod vectors_qdrant;
 #[cfg(feature = "laboratory")]
 mod verify;
 mod wire;

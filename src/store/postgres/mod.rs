@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod bootstrap;
 pub mod chunks;
+pub mod collections;
 pub mod control;
 pub mod diagnose;
 pub mod directory;
