@@ -64,8 +64,8 @@ impl Lane {
     /// There is something to purge from this time on.
     pub(super) fn soil(&self, at: i64) {
         let mut known = self.known.lock();
-        let first = known.purge.map_or(at, |(first, _)| first);
-        known.purge = Some((first, at));
+        let (first, last) = known.purge.unwrap_or((at, at));
+        known.purge = Some((first, last.max(at)));
     }
 
     /// What was due at this time is purged.

@@ -12,7 +12,7 @@ use super::fault::{BACKEND, invalid, vanished};
 use super::index::Inner;
 use super::lane::Lane;
 use super::registry::Collection;
-use super::wire::{Head, Stamp};
+use super::wire::{self, Head, Stamp};
 use crate::domain::Seq;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::partition::Partition;
@@ -124,6 +124,8 @@ impl Rebuild for QdrantRebuild {
             None => return Err(vanished(OPERATION)),
         }
         lane.acknowledge(through);
+        // Nobody has a right to what is another tenant's.
+        inner.points(partition, &home).delete(OPERATION, &wire::foreign(partition)).await?;
         // The generation before: searches that are under way still read it.
         lane.soil(inner.purge_time());
         Ok(())

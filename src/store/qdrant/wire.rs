@@ -206,12 +206,16 @@ pub(super) fn served(partition: &Partition, generation: i64) -> Filter {
 
 /// What a partition's listing shows: its own points, and whatever was written for another tenant.
 pub(super) fn listed(partition: &Partition, generation: i64) -> Filter {
-    let foreign = Filter::must_not([field(TENANT, partition.tenant().0)]);
     Filter {
-        should: vec![served(partition, generation).into(), foreign.into()],
+        should: vec![served(partition, generation).into(), foreign(partition).into()],
         must: vec![Condition::is_empty(KIND)],
         ..Filter::default()
     }
+}
+
+/// Whatever was written for another tenant than the collection's.
+pub(super) fn foreign(partition: &Partition) -> Filter {
+    Filter::must_not([field(TENANT, partition.tenant().0)])
 }
 
 /// Points of generations of this partition before this one.

@@ -57,10 +57,24 @@ pub(crate) fn load_all(folder: &Path) -> HashMap<String, Arc<Held>> {
     let loaded = entries.map(|entry| {
         let entry = entry.expect("an entry");
         let name = entry.file_name().into_string().expect("a name");
-        let held = Held::new(entry.path(), EdgeShard::load(&entry.path(), None));
+        let held = Held::new(entry.path(), load(&entry.path()));
         (name, held.expect("a shard"))
     });
     loaded.collect()
+}
+
+/// Waits for a log that its last holder in this process is just letting go: its lock lives a moment longer.
+fn load(path: &Path) -> OperationResult<EdgeShard> {
+    let mut tries = 0;
+    loop {
+        match EdgeShard::load(path, None) {
+            Err(_) if tries < 40 => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            loaded => return loaded,
+        }
+    }
 }
 
 fn config(request: &wire::CreateCollection) -> Result<EdgeConfig, Status> {
