@@ -7,6 +7,7 @@ pub mod audit;
 pub mod backup;
 pub mod error;
 pub mod handles;
+pub mod layers;
 pub mod memory;
 pub mod partition;
 pub mod postgres;
