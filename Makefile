@@ -24,6 +24,7 @@ run: setup ## Set up, build, start the server with two demo tenants, keep servin
 	@$(PYTHON) scripts/demo.py
 
 test: setup ## Set up and run the whole suite
+	@$(PYTHON) scripts/service_mongodb.py
 	@$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) test --release --features laboratory
 	@echo "make test: everything passed"
