@@ -1,5 +1,6 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
+mod audit;
 pub mod backup;
 pub mod bench;
 mod clock;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use audit::Forwarder;
 use pulse::{Pulse, Usages};
 pub use settings::{DatabaseSettings, Settings};
 use work::Background;
@@ -39,10 +41,9 @@ use crate::jobs::projector::Projector;
 use crate::jobs::stages::Stages;
 use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
-use crate::store::audit::Audit;
+use crate::store::audit::{Audit, AuditBackend};
 use crate::store::backup::is_unfinished;
 use crate::store::memory::MemoryRateLimiter;
-use crate::store::postgres::audit::PostgresAudit;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
 use crate::store::postgres::roles::Role;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
@@ -73,6 +74,7 @@ pub struct Foundation {
     pub signer: Arc<TokenSigner>,
     /// The audit log.
     pub audit: Audit,
+    forwarder: Option<Forwarder>,
     limits: LimitSettings,
     projector: Projector,
     upkeep: Upkeep,
@@ -161,12 +163,9 @@ impl Foundation {
         )?;
         let audit_key =
             secret_file::load_or_create(&secrets.join("audit-key"), || hex::encode(ids.secret()).into())?;
-        let audit = Audit::start(
-            Arc::new(PostgresAudit::new(postgres.clone(), &settings.node)),
-            settings.audit.clone(),
-            Arc::clone(&clock),
-            &Sha256::digest(audit_key.expose_secret().as_bytes()).into(),
-        );
+        let audit_key = Sha256::digest(audit_key.expose_secret().as_bytes()).into();
+        let (audit, forwarder) =
+            audit::open(settings, &data_dir, &postgres, Arc::clone(&clock), ids.as_ref(), &audit_key).await?;
         let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
         let projector = Projector::new(
             stores.clone(),
@@ -185,6 +184,7 @@ impl Foundation {
             pepper: Arc::new(pepper),
             signer: Arc::new(signer),
             audit,
+            forwarder,
             limits: settings.limits.clone(),
             projector,
             upkeep,
@@ -219,6 +219,9 @@ impl Foundation {
     /// When the private database does not stop.
     pub async fn close(self) -> anyhow::Result<()> {
         self.audit.flush().await;
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.settle().await;
+        }
         self.index.close().await;
         self.postgres.close().await;
         if let Some(private) = self.private {
@@ -357,6 +360,7 @@ impl Server {
         };
         meters::watch(&metrics, parts);
         metrics.watch(move |page| alarms.write(page));
+        let forwarder = foundation.forwarder.as_ref().inspect(|forwarder| forwarder.watched(&metrics));
         pulse.beat().await;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
@@ -409,6 +413,7 @@ impl Server {
             tokio::spawn(pulse.run(stop.clone())),
             tokio::spawn(EdgeIndex::clone(&foundation.index).close_idle(stop.clone())),
         ];
+        background.extend(forwarder.map(|forwarder| tokio::spawn(forwarder.log.clone().run(stop.clone()))));
         background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");
         let drain = Duration::from_secs(settings.http.drain_seconds);
@@ -457,7 +462,7 @@ fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_j
         "database": if private { "PostgreSQL, private" } else { "PostgreSQL, as configured" },
         "vectors": stores.vectors_name(),
         "graph": "PostgreSQL, in memory",
-        "audit": "PostgreSQL",
+        "audit": if settings.audit.backend == AuditBackend::Mongodb { "MongoDB" } else { "PostgreSQL" },
         "cache": "in process",
         "embedding": settings.embedding.model,
         "language_model": if settings.language_model.url.is_empty() { "none" } else { &settings.language_model.model },

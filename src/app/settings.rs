@@ -106,6 +106,7 @@ impl Validate for Settings {
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
         faults.extend(self.telemetry.validate());
+        faults.extend(self.audit.validate());
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());
@@ -131,13 +132,11 @@ impl Validate for Settings {
         require(self.lexical.average_length > 0.0, "lexical.average_length: more than 0");
         require((0.0..=1.0).contains(&self.retrieval.fusion.dense), "retrieval.fusion.dense: 0 to 1");
         let pools = &self.database.pools;
-        let positive: [(&str, bool); 15] = [
+        let positive: [(&str, bool); 13] = [
             ("database.pools.query_connections", pools.query_connections > 0),
             ("database.pools.ingest_connections", pools.ingest_connections > 0),
             ("database.pools.tenant_query_connections", pools.tenant_query_connections > 0),
             ("database.pools.tenant_ingest_connections", pools.tenant_ingest_connections > 0),
-            ("audit.queue", self.audit.queue > 0),
-            ("audit.batch", self.audit.batch > 0),
             ("vectors.max_open", self.vectors.max_open > 0),
             ("vectors.idle_seconds", self.vectors.idle_seconds > 0),
             ("vectors.max_searches", self.vectors.max_searches > 0),

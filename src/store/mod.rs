@@ -9,6 +9,7 @@ pub mod error;
 pub mod handles;
 pub mod layers;
 pub mod memory;
+pub mod mongodb;
 pub mod partition;
 pub mod postgres;
 pub mod qdrant_edge;
@@ -17,7 +18,7 @@ pub mod upkeep;
 pub mod uploads;
 pub mod vector;
 
-pub use audit::{Audit, AuditLog, AuditSettings};
+pub use audit::{Audit, AuditBackend, AuditLog, AuditSettings};
 pub use error::{ErrorKind, StoreError};
 pub use handles::{Corpus, CorpusWriter, Stores, TenantReader, TenantWriter};
 pub use partition::Partition;

@@ -72,6 +72,7 @@ const OWNERS: &[(&str, &str, Exceptions)] = &[
         ],
     ),
     ("qdrant_edge::", "store/qdrant_edge/", &[]),
+    ("mongodb::", "store/mongodb/", &[]),
     ("object_store::", "store/", &[]),
     ("fastembed::", "inference/", &[]),
     ("ort::", "inference/", &[]),

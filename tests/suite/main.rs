@@ -4,6 +4,10 @@ mod answer_times;
 mod any_body;
 mod architecture;
 mod audit;
+mod audit_export;
+mod audit_mongodb;
+#[cfg(feature = "laboratory")]
+mod audit_outages;
 #[cfg(feature = "laboratory")]
 mod audit_trail;
 mod authz_matrix;
@@ -17,6 +21,7 @@ mod catalogue;
 mod chat;
 mod command_line;
 mod compile_fail;
+mod conformance_audit;
 #[cfg(feature = "laboratory")]
 mod conformance_vectors;
 mod consistency;
@@ -47,6 +52,7 @@ mod isolation_page;
 mod language_model;
 mod limits;
 mod limits_live;
+mod mongodb;
 mod names;
 mod non_interference;
 mod operating;
