@@ -13,7 +13,7 @@ use crate::store::audit::chain::Tip;
 use crate::store::layers::CallSettings;
 
 /// What would be an operator, a path, a script or the end of a key, were it more than a string.
-pub(super) const HOSTILE: [&str; 8] = [
+const HOSTILE: [&str; 8] = [
     r#"{"$ne": null}"#,
     "$where",
     "$gt",
@@ -96,7 +96,8 @@ async fn what_a_caller_wrote_stays_a_string_in_filters_and_documents() {
             .with_ids([hostile]);
         let at = DateTime::<Utc>::UNIX_EPOCH;
         let event = AuditEvent { tenant: tenant(), principal: hostile.to_owned(), at, entry };
-        let sealed = Tip::START.clone().seal(hostile, AuditRecord::new(&event, "", 0), BACKEND).unwrap();
+        let mut tip = Tip::START;
+        let sealed = tip.seal(hostile, AuditRecord::new(&event, "", 0), BACKEND).unwrap();
         let document = EventDocument::new(&own.tenant, hostile, &sealed).unwrap();
         let document = serialize_to_document(&document).unwrap();
         let only_values = document.values().all(|value| matches!(value, Bson::String(_) | Bson::Int64(_)));
