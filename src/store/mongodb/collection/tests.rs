@@ -16,7 +16,7 @@ use crate::store::layers::CallSettings;
 const HOSTILE: [&str; 8] = [
     r#"{"$ne": null}"#,
     "$where",
-    "$gt",
+    "$nin",
     "a.b.$[]",
     r#"', $or: [{}], x: '"#,
     "\u{0}",
