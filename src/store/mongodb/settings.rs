@@ -168,7 +168,7 @@ mod tests {
     fn beyond_loopback_tls_that_is_verified_and_credentials_are_demanded() {
         for good in [
             "mongodb://127.0.0.1:27017/",
-            "mongodb://localhost,[::1]:27018/?directConnection=true",
+            "mongodb://localhost,[::1]:27018/",
             "mongodb://u:p@db.example:27017/?tls=true",
             "mongodb+srv://u:p@db.example/",
         ] {
