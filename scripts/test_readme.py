@@ -60,7 +60,7 @@ class Named(unittest.TestCase):
                     continue  # a path in the program, not a test
                 if (file.with_suffix("") / f"{name}.rs").exists():
                     continue  # a part of a test's module
-                files = [*ROOT.glob(f"tests/suite/**/{module}.rs"), *ROOT.glob(f"src/**/{module}/tests.rs")]
+                files = [*ROOT.glob(f"tests/*/**/{module}.rs"), *ROOT.glob(f"src/**/{module}/tests.rs")]
                 text = "".join(file.read_text(encoding="utf-8") for file in files)
                 with self.subTest(document=document.name, test=f"{module}::{name}"):
                     self.assertRegex(text, rf"\bfn {name}\b")

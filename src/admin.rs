@@ -4,6 +4,7 @@
 //! **Invariant:** no action without an operator's authority and a stated reason.
 //! **Invariant:** a secret is in the answer to the call that made it, and nowhere else.
 
+mod audit;
 mod forms;
 mod top;
 mod upkeep;
@@ -27,6 +28,7 @@ use crate::store::{Audit, ErrorKind, StoreError, Stores};
 use crate::telemetry::tenants::Recent;
 use crate::tenancy::{ApiKey, KeyKind, KeyPepper, LimitSettings, MintError, OperatorScope, TokenSigner};
 
+pub use audit::AuditExport;
 pub use forms::{
     CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewLimits, NewModel, NewOperator,
     NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
@@ -453,8 +455,8 @@ fn lost_events(lost: u64) -> Option<Finding> {
             "audit.lost",
             format!("{lost} audit events were lost since this server began to serve"),
             "Nobody can tell later what was asked or changed then.",
-            "The server's log says when. The database was away or too slow for audit.attempts, or audit.queue was \
-             full: mend the database, or raise the setting.",
+            "The server's log says when. The database was away or too slow for audit.attempts, or audit.queue or the \
+             spool (audit.mongodb.spool_bytes) was full: mend what is away, or raise the setting.",
         )
     };
     (lost > 0).then(finding)

@@ -1,5 +1,6 @@
 //! The composition root: builds a server from its settings, runs it until it is stopped.
 
+mod audit;
 pub mod backup;
 pub mod bench;
 mod clock;
@@ -8,6 +9,7 @@ pub mod eval;
 mod measured;
 mod meters;
 mod pulse;
+mod services;
 mod settings;
 mod work;
 
@@ -24,8 +26,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use audit::Forwarder;
 use pulse::{Pulse, Usages};
-pub use settings::{DatabaseSettings, Settings};
+use services::Around;
+pub use settings::{DatabaseSettings, Settings, VectorBackend, VectorIndexSettings};
 use work::Background;
 pub use work::while_working;
 
@@ -41,8 +45,7 @@ use crate::retrieval::Engine;
 use crate::retrieval::engine::OnBehind;
 use crate::store::audit::Audit;
 use crate::store::backup::is_unfinished;
-use crate::store::memory::MemoryRateLimiter;
-use crate::store::postgres::audit::PostgresAudit;
+use crate::store::layers::Calls;
 use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
 use crate::store::postgres::roles::Role;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
@@ -73,11 +76,13 @@ pub struct Foundation {
     pub signer: Arc<TokenSigner>,
     /// The audit log.
     pub audit: Audit,
+    forwarder: Option<Forwarder>,
     limits: LimitSettings,
     projector: Projector,
     upkeep: Upkeep,
     postgres: Postgres,
     index: Arc<EdgeIndex>,
+    calls: Arc<Calls>,
     private: Option<PrivateServer>,
     node: Uuid,
     #[cfg(feature = "laboratory")]
@@ -133,10 +138,13 @@ impl Foundation {
         )
         .with_vectors(settings.database.vectors.clone())
         .with_models(models);
-        let index = EdgeIndex::new(data_dir.join("shards"), settings.vectors.clone(), Arc::clone(&clock))?;
-        let index = Arc::new(index);
+        let shards = settings.vectors.edge();
+        let index = Arc::new(EdgeIndex::new(data_dir.join("shards"), shards, Arc::clone(&clock))?);
         let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let stores = Stores::new(postgres.clone(), Arc::<EdgeIndex>::clone(&index), uploads);
+        let calls = Arc::<Calls>::default();
+        let around = Around { settings, data_dir: &data_dir, calls: &calls, clock: &clock, ids: &ids };
+        let vectors = services::vectors(&around, &index, &postgres)?;
+        let stores = Stores::new(postgres.clone(), vectors, uploads);
         let node = node(&data_dir, ids.as_ref())?;
 
         #[cfg(feature = "laboratory")]
@@ -161,18 +169,14 @@ impl Foundation {
         )?;
         let audit_key =
             secret_file::load_or_create(&secrets.join("audit-key"), || hex::encode(ids.secret()).into())?;
-        let audit = Audit::start(
-            Arc::new(PostgresAudit::new(postgres.clone(), &settings.node)),
-            settings.audit.clone(),
-            Arc::clone(&clock),
-            &Sha256::digest(audit_key.expose_secret().as_bytes()).into(),
-        );
+        let audit_key = Sha256::digest(audit_key.expose_secret().as_bytes()).into();
+        let (audit, forwarder) = Box::pin(audit::open(&around, &postgres, &audit_key)).await?;
         let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
         let projector = Projector::new(
             stores.clone(),
             Arc::clone(&directory),
             settings.projection.clone(),
-            &settings.node,
+            services::consumer(settings),
             Arc::clone(&clock),
         );
         let margin = Duration::from_secs(settings.orphans.margin_seconds);
@@ -185,11 +189,13 @@ impl Foundation {
             pepper: Arc::new(pepper),
             signer: Arc::new(signer),
             audit,
+            forwarder,
             limits: settings.limits.clone(),
             projector,
             upkeep,
             postgres,
             index: Arc::clone(&index),
+            calls,
             private,
             node,
             #[cfg(feature = "laboratory")]
@@ -219,6 +225,9 @@ impl Foundation {
     /// When the private database does not stop.
     pub async fn close(self) -> anyhow::Result<()> {
         self.audit.flush().await;
+        if let Some(forwarder) = &self.forwarder {
+            Box::pin(forwarder.settle()).await;
+        }
         self.index.close().await;
         self.postgres.close().await;
         if let Some(private) = self.private {
@@ -316,20 +325,11 @@ impl Server {
     /// # Errors
     /// Says which part could not be had and what to do.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        if let Err(error) = telemetry::memory::give_back_when_idle() {
-            tracing::warn!(error = %error, "memory that is no longer needed stays with the server while it rests");
-        }
+        telemetry::memory::give_back_when_idle();
         let models = load_models(&settings).await?;
         let language_model = LanguageModel::new(&settings.language_model)?;
-        let mut foundation = Foundation::open(&settings, &models.active().info().id).await?;
-        let (alarms, webhook) = telemetry::webhook::alarms(
-            &settings.telemetry.webhook,
-            &settings.node,
-            Arc::clone(&foundation.clock),
-            Arc::clone(&foundation.ids),
-        )
-        .context("telemetry.webhook cannot be used")?;
-        foundation.audit = foundation.audit.with_alarms(alarms.clone());
+        let mut foundation = Box::pin(Foundation::open(&settings, &models.active().info().id)).await?;
+        let (alarms, webhook) = work::alarms(&settings, &mut foundation)?;
         let Foundation { clock, ids, stores, audit, .. } = &foundation;
         work::tell_of_strangers(&foundation, &settings.embedding.model).await?;
         let stop = CancellationToken::new();
@@ -351,6 +351,7 @@ impl Server {
         let parts = meters::Parts {
             postgres: foundation.postgres.clone(),
             index: Arc::clone(&foundation.index),
+            calls: Arc::clone(&foundation.calls),
             audit: audit.clone(),
             projector: projector.clone(),
             stages: workers.stages(),
@@ -360,6 +361,7 @@ impl Server {
         };
         meters::watch(&metrics, parts);
         metrics.watch(move |page| alarms.write(page));
+        let forwarder = foundation.forwarder.as_ref();
         pulse.beat().await;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
@@ -388,10 +390,10 @@ impl Server {
             ids: Arc::clone(ids),
             meters: http::Meters::new(&settings.http),
             limits: settings.http.clone(),
-            rates: Arc::new(MemoryRateLimiter::new(settings.limits.remembered, Arc::clone(clock))),
+            rates: services::rates(&settings, &foundation, &metrics)?,
             quotas: settings.limits.clone(),
             started: clock.instant(),
-            configuration: configuration(&settings, foundation.private.is_some(), stores),
+            configuration: services::configuration(&settings, foundation.private.is_some(), stores),
             wake,
             upkeep: foundation.upkeep.clone(),
             on_change: kick,
@@ -412,6 +414,7 @@ impl Server {
             tokio::spawn(pulse.run(stop.clone())),
             tokio::spawn(EdgeIndex::clone(&foundation.index).close_idle(stop.clone())),
         ];
+        background.extend(forwarder.map(|forwarder| tokio::spawn(forwarder.log.clone().run(stop.clone()))));
         background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");
         let drain = Duration::from_secs(settings.http.drain_seconds);
@@ -452,19 +455,6 @@ impl Server {
         }
         self.foundation.close().await
     }
-}
-
-/// What `/health` tells a caller about the back ends that are active.
-fn configuration(settings: &Settings, private: bool, stores: &Stores) -> serde_json::Value {
-    serde_json::json!({
-        "database": if private { "PostgreSQL, private" } else { "PostgreSQL, as configured" },
-        "vectors": stores.vectors_name(),
-        "graph": "PostgreSQL, in memory",
-        "audit": "PostgreSQL",
-        "cache": "in process",
-        "embedding": settings.embedding.model,
-        "language_model": if settings.language_model.url.is_empty() { "none" } else { &settings.language_model.model },
-    })
 }
 
 /// Runs a server until it is told to stop by SIGINT or SIGTERM.

@@ -180,15 +180,6 @@ impl Administration {
         Ok(Rebuilt { namespace_id: Some(namespace), seq, next })
     }
 
-    /// Examines the deployment's own audit log.
-    ///
-    /// # Errors
-    /// [`AdminError`].
-    pub async fn chains(&self, by: &OperatorScope) -> Result<Vec<ChainReport>, AdminError> {
-        self.record(by, None, "audit.verify", "", []).await?;
-        Ok(self.audit.attest(by, None).await?)
-    }
-
     /// Writes down that a backup is taken, before it is: it holds what every tenant wrote.
     ///
     /// # Errors

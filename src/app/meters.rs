@@ -10,6 +10,7 @@ use crate::inference::Models;
 use crate::jobs::projector::Projector;
 use crate::jobs::stages::Stages;
 use crate::store::Audit;
+use crate::store::layers::Calls;
 use crate::store::postgres::Postgres;
 use crate::store::postgres::usage::Usage;
 use crate::store::qdrant_edge::EdgeIndex;
@@ -21,6 +22,7 @@ use crate::telemetry::{Metrics, Readiness};
 pub(super) struct Parts {
     pub(super) postgres: Postgres,
     pub(super) index: Arc<EdgeIndex>,
+    pub(super) calls: Arc<Calls>,
     pub(super) audit: Audit,
     pub(super) projector: Projector,
     pub(super) stages: Arc<Stages>,
@@ -36,6 +38,7 @@ pub(super) fn watch(metrics: &Metrics, parts: Parts) {
         let ready = u32::from(parts.readiness.is_ready());
         page.gauge("bulkhead_ready", "Whether /ready says yes", f64::from(ready))?;
         stores(page, &parts)?;
+        parts.calls.write(page)?;
         ingestion(page, &parts)?;
         kept(page, &parts.usages.lock(), &tenants)?;
         models(page, &parts.models)

@@ -1,8 +1,12 @@
 //! All settings of a server, section by section.
 
+mod vectors;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
+
+pub use vectors::{VectorBackend, VectorIndexSettings};
 
 use crate::config::Validate;
 use crate::domain::lexical::LexicalSettings;
@@ -17,9 +21,9 @@ use crate::store::audit::AuditSettings;
 use crate::store::postgres::PoolSettings;
 use crate::store::postgres::partitions::VectorSettings;
 use crate::store::postgres::server::ServerSettings;
-use crate::store::qdrant_edge::EdgeSettings;
+use crate::store::redis::RedisSettings;
 use crate::telemetry::TelemetrySettings;
-use crate::tenancy::{AuthSettings, LimitSettings};
+use crate::tenancy::{AuthSettings, LimitBackend, LimitSettings};
 
 /// All settings. The defaults and their meaning are in `config/default.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -54,7 +58,7 @@ pub struct Settings {
     /// `[lexical]`
     pub lexical: LexicalSettings,
     /// `[vectors]`
-    pub vectors: EdgeSettings,
+    pub vectors: VectorIndexSettings,
     /// `[projection]`
     pub projection: ProjectorSettings,
     /// `[orphans]`
@@ -63,6 +67,8 @@ pub struct Settings {
     pub retrieval: RetrievalSettings,
     /// `[audit]`
     pub audit: AuditSettings,
+    /// `[redis]`, for what is set to be there.
+    pub redis: RedisSettings,
 }
 
 /// The database: a private one, or one that is there already.
@@ -103,9 +109,14 @@ impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
         faults.extend(self.database.vectors.faults());
+        faults.extend(self.vectors.faults());
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
         faults.extend(self.telemetry.validate());
+        faults.extend(self.audit.validate());
+        if self.limits.backend == LimitBackend::Redis {
+            faults.extend(self.redis.validate());
+        }
         let mut require = |holds: bool, fault: &str| {
             if !holds {
                 faults.push(fault.to_owned());
@@ -131,13 +142,11 @@ impl Validate for Settings {
         require(self.lexical.average_length > 0.0, "lexical.average_length: more than 0");
         require((0.0..=1.0).contains(&self.retrieval.fusion.dense), "retrieval.fusion.dense: 0 to 1");
         let pools = &self.database.pools;
-        let positive: [(&str, bool); 15] = [
+        let positive: [(&str, bool); 13] = [
             ("database.pools.query_connections", pools.query_connections > 0),
             ("database.pools.ingest_connections", pools.ingest_connections > 0),
             ("database.pools.tenant_query_connections", pools.tenant_query_connections > 0),
             ("database.pools.tenant_ingest_connections", pools.tenant_ingest_connections > 0),
-            ("audit.queue", self.audit.queue > 0),
-            ("audit.batch", self.audit.batch > 0),
             ("vectors.max_open", self.vectors.max_open > 0),
             ("vectors.idle_seconds", self.vectors.idle_seconds > 0),
             ("vectors.max_searches", self.vectors.max_searches > 0),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,8 @@ use crate::pipeline::extract::{ExtractSettings, Extractor};
 use crate::pipeline::parse::Parser;
 use crate::pipeline::process::{Pipeline, Pipelines, Steps};
 use crate::store::StoreError;
+use crate::telemetry::Alarms;
+use crate::telemetry::webhook::{self, Webhook};
 use crate::tenancy::Directory;
 
 /// Tenants that are named when their model is not here.
@@ -29,6 +32,18 @@ pub(super) struct Background {
     pub(super) lexicon: Arc<Lexicon>,
     /// Woken when a job was accepted.
     pub(super) wake: Arc<Notify>,
+}
+
+/// Where alarms go, also those of the audit log, and what delivers them.
+pub(super) fn alarms(
+    settings: &Settings,
+    foundation: &mut Foundation,
+) -> anyhow::Result<(Alarms, Option<Webhook>)> {
+    let (clock, ids) = (Arc::clone(&foundation.clock), Arc::clone(&foundation.ids));
+    let made = webhook::alarms(&settings.telemetry.webhook, &settings.node, clock, ids);
+    let (alarms, webhook) = made.context("telemetry.webhook cannot be used")?;
+    foundation.audit = foundation.audit.clone().with_alarms(alarms.clone());
+    Ok((alarms, webhook))
 }
 
 impl Background {

@@ -4,16 +4,19 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::admin::{
-    AdminError, Administration, Examination, MAX_TENANTS, NewBackup, NewLimits, NewModel, NewOperator,
-    NewTenant, NewTenantKey, NewToken, Reason, Resource,
+    AdminError, Administration, AuditExport, Examination, MAX_TENANTS, NewBackup, NewLimits, NewModel,
+    NewOperator, NewTenant, NewTenantKey, NewToken, Reason, Resource,
 };
+use crate::domain::audit::written;
 use crate::domain::ids::TenantId;
+use crate::store::audit::export::Times;
 use crate::tenancy::OperatorScope;
 
 /// One thing that an operator wants done.
@@ -38,7 +41,9 @@ pub(super) enum Action {
     Diagnose,
     Verify(TenantId, Examination),
     Rebuild(TenantId, Examination),
-    AuditChains,
+    AuditChains(Option<TenantId>),
+    AuditExport(Option<TenantId>, AuditExport),
+    AuditDays(TenantId, Times),
     Backup(NewBackup),
 }
 
@@ -47,7 +52,7 @@ impl Action {
     pub(super) fn patience(&self) -> Duration {
         match self {
             // As long as the largest namespace takes.
-            Self::Verify(..) | Self::Rebuild(..) | Self::AuditChains => Duration::from_hours(6),
+            Self::Verify(..) | Self::Rebuild(..) | Self::AuditChains(..) => Duration::from_hours(6),
             _ => Duration::from_mins(1),
         }
     }
@@ -100,7 +105,22 @@ impl Action {
             Self::Rebuild(tenant, asked) => {
                 (Method::POST, format!("{tenants}/{tenant}/rebuild"), Some(json!(asked)))
             }
-            Self::AuditChains => (Method::GET, "/admin/audit/chains".to_owned(), None),
+            Self::AuditChains(None) => (Method::GET, "/admin/audit/chains".to_owned(), None),
+            Self::AuditChains(Some(tenant)) => {
+                (Method::GET, format!("{tenants}/{tenant}/audit/chains"), None)
+            }
+            Self::AuditDays(tenant, times) => {
+                let of = |name: &str, time: Option<DateTime<Utc>>| {
+                    // With `Z`, so that nothing in it needs an escape.
+                    time.map(|time| format!("{name}={}&", written(time))).unwrap_or_default()
+                };
+                let (since, until) = (of("since", times.since), of("until", times.until));
+                (Method::GET, format!("{tenants}/{tenant}/audit/days?{since}{until}"), None)
+            }
+            Self::AuditExport(tenant, asked) => {
+                let of = tenant.map_or("/admin".to_owned(), |tenant| format!("{tenants}/{tenant}"));
+                (Method::POST, format!("{of}/audit/export"), Some(json!(asked)))
+            }
             Self::Backup(new) => (Method::POST, "/admin/backups".to_owned(), Some(json!(new))),
         }
     }
@@ -142,7 +162,10 @@ impl Action {
             Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
             Self::Verify(tenant, asked) => value(&admin.verify(by, *tenant, asked).await?),
             Self::Rebuild(tenant, asked) => value(&admin.rebuild(by, *tenant, asked).await?),
-            Self::AuditChains => value(&admin.chains(by).await?),
+            Self::AuditChains(None) => value(&admin.chains(by).await?),
+            Self::AuditChains(Some(tenant)) => value(&admin.tenant_chains(by, *tenant).await?),
+            Self::AuditDays(tenant, times) => value(&admin.tenant_days(by, *tenant, *times).await?),
+            Self::AuditExport(tenant, asked) => value(&admin.audit_export(by, *tenant, asked).await?),
             Self::Backup(new) => {
                 admin.backup(by, new).await?;
                 Value::Null

@@ -8,6 +8,7 @@
 //! warnings, 2 for errors.
 
 mod action;
+mod audit;
 mod backup;
 mod bench;
 mod config;
@@ -81,6 +82,9 @@ enum Command {
     Restore(backup::Restore),
     /// Make a key that backups are encrypted for.
     BackupKey(backup::BackupKey),
+    /// Examine the audit log's chains, or write the log into a file that can be examined anywhere.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Compare what is kept twice, and put it right.
     Verify(verify::Verify),
     /// Write vector indexes anew.
@@ -130,6 +134,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let answer = match command {
         Command::Doctor(doctor) => return block_on(doctor.run(&global)),
         Command::Serve => return done(block_on(app::run(global.settings()?))),
+        Command::Audit(command) => return done(block_on(command.run(&global))),
         Command::Verify(verify) => return done(block_on(verify.run(&global))),
         Command::Bench(bench) => return done(block_on(bench.run(&global))),
         Command::Eval(command) => return done(block_on(command.run(&global))),
@@ -192,6 +197,12 @@ mod tests {
             "bulkhead restore --from DIR --check",
             "bulkhead verify --tenant t --namespace n --repair --json",
             "bulkhead rebuild --all",
+            "bulkhead audit verify --json",
+            "bulkhead audit usage --tenant t --since 2026-01-01T00:00:00Z",
+            "bulkhead audit verify --tenant t",
+            "bulkhead audit verify --file FILE --json",
+            "bulkhead audit export --tenant t --since 2026-01-01T00:00:00Z --until 2026-02-01T00:00:00Z --output FILE",
+            "bulkhead audit export --output FILE --reason R",
             "bulkhead rebuild --tenant t --namespace n",
             "bulkhead config --check",
             "bulkhead doctor --json",
@@ -221,6 +232,9 @@ mod tests {
             "bulkhead restore --from DIR --check --replace",
             "bulkhead verify --namespace n",
             "bulkhead rebuild",
+            "bulkhead audit export --tenant t",
+            "bulkhead audit export --since yesterday --output FILE",
+            "bulkhead audit verify --tenant t --file FILE",
             "bulkhead rebuild --all --tenant t",
             "bulkhead reembed --tenant t --model hashing",
             "bulkhead reembed --tenant t --all --namespace n --model hashing",

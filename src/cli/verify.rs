@@ -52,7 +52,7 @@ pub(super) struct Rebuild {
 
 /// Something is wrong that was not put right.
 #[derive(Debug)]
-pub(super) struct FaultsRemain(usize);
+pub(super) struct FaultsRemain(pub(super) usize);
 
 impl FaultsRemain {
     /// The program's exit code.
@@ -69,7 +69,7 @@ impl fmt::Display for FaultsRemain {
 impl std::error::Error for FaultsRemain {}
 
 /// The tenants that are meant: identity and slug.
-async fn meant(desk: &Desk, named: Option<&str>) -> anyhow::Result<Vec<(TenantId, String)>> {
+pub(super) async fn meant(desk: &Desk, named: Option<&str>) -> anyhow::Result<Vec<(TenantId, String)>> {
     if let Some(named) = named {
         return Ok(vec![(desk.tenant(named).await?, named.to_owned())]);
     }
@@ -108,7 +108,7 @@ impl Verify {
             let progress = Progress::new(tenants.len(), "tenants");
             let mut report = Report::default();
             if tenant.is_none() {
-                report.chains("-", &desk.ask(&Action::AuditChains).await?);
+                report.chains("-", &desk.ask(&Action::AuditChains(None)).await?);
             }
             for (id, slug) in tenants {
                 let asked =

@@ -222,6 +222,17 @@ pub fn written(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }
 
+/// How many events of one kind a tenant had on one day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct AuditDay {
+    /// As 2026-01-31, UTC.
+    pub day: String,
+    /// The kind's name.
+    pub kind: String,
+    /// How many.
+    pub events: i64,
+}
+
 /// Where a page of the log ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditCursor {
@@ -247,12 +258,17 @@ pub enum ChainFault {
         /// Its number.
         number: i64,
     },
+    /// At this number stands an event that was written at another.
+    Reordered {
+        /// The number where it stands.
+        number: i64,
+    },
     /// The log ends before the chain's head.
     Truncated {
         /// The first number that is missing.
         number: i64,
     },
-    /// There are events that the chain's head does not know.
+    /// There are events that were not written: between others, twice at one number, or beyond the chain's head.
     Inserted {
         /// The first such number.
         number: i64,

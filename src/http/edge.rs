@@ -23,6 +23,7 @@ use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::telemetry::metrics::{Answered, known};
+use crate::tenancy::TenantScope;
 
 /// The id of a request, for answers and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +108,7 @@ async fn answered(
             let caller = response.request().extensions().get::<Caller>().cloned();
             if let Some(caller) = caller {
                 if problem.kind() == Kind::IsolationAlarm {
-                    alarm(app, &caller).instrument(span.clone()).await;
+                    alarm(app, caller.scope()).instrument(span.clone()).await;
                 }
                 record_refused_write(app, caller.scope(), caller.attempted(), &problem).await;
             }
@@ -173,10 +174,10 @@ fn told(app: &App, answer: Answer) -> Answer {
 }
 
 /// A foreign row stopped the request. The answer is the same whether the log takes the alarm or not.
-pub(super) async fn alarm(app: &App, caller: &Caller) {
+pub(super) async fn alarm(app: &App, scope: &TenantScope) {
     let entry =
         AuditEntry::new(AuditKind::Alarm, "request.stopped", Decision::Denied).because("isolation-alarm");
-    if let Err(error) = app.audit.record_alarm(caller.scope(), entry).await {
+    if let Err(error) = app.audit.record_alarm(scope, entry).await {
         tracing::error!(error = &error as &dyn std::error::Error, "an alarm is not in the audit log");
     }
 }

@@ -20,6 +20,7 @@ use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
 use tracing::Span;
 
+use super::edge::alarm;
 use super::limits::{self, Standings};
 use super::operations;
 use super::problem::{Kind, Problem};
@@ -228,6 +229,9 @@ async fn admit(
     let standings = match limits::count_request(&app, scope).await {
         Ok(standings) => standings,
         Err(problem) => {
+            if problem.kind() == Kind::IsolationAlarm {
+                alarm(&app, scope).await;
+            }
             if operations::writes(&head.attempted) && limits::may_be_recorded(&app, scope).await {
                 record_refused_write(&app, scope, &head.attempted, &problem).await;
             }

@@ -83,16 +83,15 @@ fn over(standing: &Standing, problem: impl FnOnce() -> Problem) -> Result<(), Pr
 pub(super) async fn count_request(app: &App, scope: &TenantScope) -> Result<Standings, Problem> {
     let limits = app.quotas.of(scope);
     let tenant = scope.tenant();
-    let mut standings = Vec::with_capacity(2);
+    let mut names = vec!["tenant"];
+    let mut counted = vec![(RateKey::Tenant(tenant), limits.requests_per_minute)];
     if limits.principal_requests_per_minute > 0 {
         let key = RateKey::Principal(tenant, scope.principal().clone());
-        standings.push(("principal", app.rates.count(&key, limits.principal_requests_per_minute).await?));
+        names.insert(0, "principal");
+        counted.insert(0, (key, limits.principal_requests_per_minute));
     }
-    if standings.iter().all(|(_, standing)| standing.wait.is_none()) {
-        let standing = app.rates.count(&RateKey::Tenant(tenant), limits.requests_per_minute).await?;
-        standings.push(("tenant", standing));
-    }
-    let standings = Standings(standings);
+    let standings = app.rates.count_all(&counted).await?;
+    let standings = Standings(std::iter::zip(names, standings).collect());
     let reached = standings.0.iter().find_map(|(name, standing)| Some((*name, standing.wait?)));
     app.meters.count(tenant, reached.is_some());
     match reached {

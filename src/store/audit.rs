@@ -6,7 +6,12 @@
 //!
 //! **Invariant:** the tenant and the principal of an event come from a scope or a refusal, never from the caller's words.
 //! **Invariant:** a tenant's log is read only with its own administrator's permit, the deployment's only by an operator.
+//! An operator who exports a tenant's log is in that log, with a reason, before the first event is read.
 
+pub mod chain;
+pub mod export;
+mod settings;
+pub mod spool;
 mod writer;
 
 use std::borrow::Cow;
@@ -21,12 +26,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::{ErrorKind, StoreError};
 use crate::domain::audit::{
-    AuditCursor, AuditEntry, AuditEvent, AuditKind, AuditRecord, ChainReport, Decision,
+    AuditCursor, AuditDay, AuditEntry, AuditEvent, AuditKind, AuditRecord, ChainReport, Decision,
 };
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
 use crate::telemetry::{AlarmKind, Alarms};
 use crate::tenancy::{Administer, OperatorScope, Permit, Principal, Refusal, TenantScope};
+use chain::{Chain, Link};
+use export::{ExportPage, ExportPlace, Times};
+pub use settings::{AuditBackend, AuditSettings};
+use spool::{Spool, SpoolError};
 use writer::{Message, Writer};
 
 const OPERATION: &str = "audit.record";
@@ -59,34 +68,49 @@ pub trait AuditLog: Send + Sync {
         limit: i64,
     ) -> Result<Vec<AuditRecord>, StoreError>;
 
+    /// A tenant's chains, ordered by server: heads, and the last event that is there. Those that have only a head,
+    /// or only events, are among them.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    async fn chains(&self, tenant: Option<TenantId>) -> Result<Vec<Chain>, StoreError>;
+
+    /// Events of one chain as they are stored, ordered by number: those after the first number of the range, up to
+    /// its second. A page that is not full is the last; what stands at one number is in one page.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    async fn links(
+        &self,
+        tenant: Option<TenantId>,
+        node: &str,
+        range: (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<Link>, StoreError>;
+
+    /// The numbers of the first and the last event of one chain in these times; `None`: there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    async fn span(
+        &self,
+        tenant: Option<TenantId>,
+        node: &str,
+        times: Times,
+    ) -> Result<Option<(i64, i64)>, StoreError>;
+
+    /// How many events of each kind a tenant had on each day, in order. Those that wait elsewhere are not counted yet.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    async fn days(&self, tenant: Option<TenantId>, times: Times) -> Result<Vec<AuditDay>, StoreError>;
+
     /// Examines each of a tenant's chains, by server: is everything there, in its place and as it was written.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`. A damaged log is a report, not an error.
-    async fn verify(&self, tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError>;
-}
-
-/// Bounds and times of the audit log.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AuditSettings {
-    /// Events that wait to be written.
-    pub queue: usize,
-    /// Events written at once.
-    pub batch: usize,
-    /// How long a queued event waits for others, milliseconds.
-    pub flush_ms: u64,
-    /// How long a query or write waits for a place in the queue, milliseconds; then its event is lost and counted.
-    pub queue_wait_ms: u64,
-    /// How long an administrative action waits for its event to be written, milliseconds; then it is answered 503.
-    pub write_wait_ms: u64,
-    /// How often a batch is tried before its events are lost and counted.
-    pub attempts: u32,
-}
-
-impl Default for AuditSettings {
-    fn default() -> Self {
-        Self { queue: 4096, batch: 500, flush_ms: 200, queue_wait_ms: 250, write_wait_ms: 5000, attempts: 8 }
+    async fn verify(&self, tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError> {
+        chain::verify(self, tenant).await
     }
 }
 
@@ -117,6 +141,7 @@ pub struct Audit {
     counters: Arc<Counters>,
     settings: Arc<AuditSettings>,
     alarms: Option<Alarms>,
+    spool: Option<Arc<Spool>>,
 }
 
 impl std::fmt::Debug for Audit {
@@ -150,7 +175,13 @@ impl Audit {
         };
         tokio::spawn(writer.run());
         let digest = Hmac::new_from_slice(key).expect("HMAC takes a key of any length");
-        Self { log, clock, digest, sender, counters, settings, alarms: None }
+        Self { log, clock, digest, sender, counters, settings, alarms: None, spool: None }
+    }
+
+    /// The same log, whose queries and writes go through a spool, from which the log itself takes them.
+    #[must_use]
+    pub fn with_spool(self, spool: Arc<Spool>) -> Self {
+        Self { spool: Some(spool), ..self }
     }
 
     /// The same log, whose alarms are raised here too.
@@ -172,6 +203,9 @@ impl Audit {
     /// which is counted and logged; the request goes on.
     pub async fn record(&self, scope: &TenantScope, entry: AuditEntry) {
         let event = self.event(Some(scope.tenant()), scope.principal().as_str(), entry);
+        if let Some(spool) = &self.spool {
+            return self.spooled(spool, &event);
+        }
         let wait = Duration::from_millis(self.settings.queue_wait_ms);
         if self.sender.send_timeout(Message::Event(Box::new(event), None), wait).await.is_err() {
             self.counters.lost.fetch_add(1, Ordering::Relaxed);
@@ -277,8 +311,10 @@ impl Audit {
     pub fn counts(&self) -> AuditCounts {
         AuditCounts {
             written: self.counters.written.load(Ordering::Relaxed),
-            lost: self.counters.lost.load(Ordering::Relaxed),
-            waiting: (self.sender.max_capacity() - self.sender.capacity()) as u64,
+            lost: self.counters.lost.load(Ordering::Relaxed)
+                + self.spool.as_ref().map_or(0, |spool| spool.lost_count()),
+            waiting: (self.sender.max_capacity() - self.sender.capacity()) as u64
+                + self.spool.as_ref().map_or(0, |spool| spool.waiting()),
         }
     }
 
@@ -326,6 +362,45 @@ impl Audit {
         tenant: Option<TenantId>,
     ) -> Result<Vec<ChainReport>, StoreError> {
         self.log.verify(tenant).await
+    }
+
+    /// How many events of each kind a tenant had on each day: numbers, no event.
+    ///
+    /// # Errors
+    /// As [`AuditLog::days`].
+    pub async fn days(
+        &self,
+        _operator: &OperatorScope,
+        tenant: TenantId,
+        times: Times,
+    ) -> Result<Vec<AuditDay>, StoreError> {
+        self.log.days(Some(tenant), times).await
+    }
+
+    /// A page of an export of a tenant's log, or of the deployment's. The call itself is in the log before.
+    ///
+    /// # Errors
+    /// As [`AuditLog::links`].
+    pub async fn export(
+        &self,
+        _operator: &OperatorScope,
+        tenant: Option<TenantId>,
+        times: Times,
+        after: Option<&ExportPlace>,
+    ) -> Result<ExportPage, StoreError> {
+        export::page(self.log.as_ref(), tenant, times, after).await
+    }
+
+    /// Into the spool, before the caller goes on: it survives the end of this process.
+    fn spooled(&self, spool: &Spool, event: &AuditEvent) {
+        let record = serde_json::to_vec(&AuditRecord::new(event, "", 0)).map_err(std::io::Error::from);
+        match record.map_err(SpoolError::from).and_then(|record| spool.append(&record)) {
+            Ok(()) => drop(self.counters.written.fetch_add(1, Ordering::Relaxed)),
+            Err(error) => {
+                self.counters.lost.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(backend = self.log.name(), %error, ?error, "an audit event was lost");
+            }
+        }
     }
 
     fn event(&self, tenant: Option<TenantId>, principal: &str, entry: AuditEntry) -> AuditEvent {

@@ -49,6 +49,23 @@ pub trait RateLimiter: Send + Sync {
     /// Counts a request, which may come when [`Standing::wait`] is absent. One that may not is not counted.
     ///
     /// # Errors
-    /// `Unavailable` when the back end is away.
+    /// `Unavailable` when the back end is away; `Foreign` when a count is another tenant's.
     async fn count(&self, key: &RateKey, per_minute: u32) -> Result<Standing, StoreError>;
+
+    /// Counts a request against several limits, in this order until it may not come: what one limit refuses takes
+    /// nothing of those after it. Where each key stands that was asked. Keys of one call are of one tenant or of none.
+    ///
+    /// # Errors
+    /// As [`Self::count`].
+    async fn count_all(&self, counted: &[(RateKey, u32)]) -> Result<Vec<Standing>, StoreError> {
+        let mut standings = Vec::with_capacity(counted.len());
+        for (key, per_minute) in counted {
+            let standing = self.count(key, *per_minute).await?;
+            standings.push(standing);
+            if standing.wait.is_some() {
+                break;
+            }
+        }
+        Ok(standings)
+    }
 }

@@ -4,11 +4,10 @@ use tikv_jemalloc_ctl::{background_thread, epoch, stats};
 
 /// Has a thread give unused memory back to the system, some ten seconds after it was freed; without it that happens
 /// only when something else is allocated. Not for a parser's process, which has one thread.
-///
-/// # Errors
-/// Says why the allocator cannot.
-pub fn give_back_when_idle() -> Result<(), std::io::Error> {
-    background_thread::write(true).map_err(|error| std::io::Error::other(error.to_string()))
+pub fn give_back_when_idle() {
+    if let Err(error) = background_thread::write(true) {
+        tracing::warn!(%error, "memory that is no longer needed stays with the server while it rests");
+    }
 }
 
 /// Bytes that this process has allocated and not freed; `None` when the allocator does not tell.

@@ -1,7 +1,7 @@
 //! The page of metrics as numbers are written on it that others count.
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 /// Whether a number could be written.
@@ -62,6 +62,17 @@ impl Page<'_, '_> {
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
         }
         Ok(())
+    }
+
+    /// A number, or a family of them, that is kept as the page shows it; of a family that is empty, nothing.
+    ///
+    /// # Errors
+    /// When the page cannot be written.
+    pub fn metric(&mut self, name: &str, help: &str, metric: &impl EncodeMetric) -> Written {
+        if metric.is_empty() {
+            return Ok(());
+        }
+        metric.encode(self.encoder.encode_descriptor(name, help, None, metric.metric_type())?)
     }
 }
 

@@ -159,6 +159,13 @@ impl KeyPepper {
         Hmac::new_from_slice(self.0.expose_secret()).expect("HMAC takes a key of any length")
     }
 
+    /// A secret for another purpose: the same for all who hold this pepper, and telling nothing of it.
+    #[must_use]
+    pub fn derived(&self, purpose: &'static str) -> [u8; 32] {
+        // No key's body begins so.
+        self.mac().chain_update("purpose: ").chain_update(purpose).finalize().into_bytes().into()
+    }
+
     /// From the file, 64 hexadecimal digits, which is made with mode 0600 when there is none.
     ///
     /// # Errors

@@ -9,8 +9,29 @@ use serde::{Deserialize, Serialize};
 use super::scope::TenantScope;
 use crate::domain::limits::{Limits, TABLE};
 
+/// Where requests are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitBackend {
+    /// In this process: each server has the limits for itself.
+    Memory,
+    /// In Redis: all servers over it have them together.
+    Redis,
+}
+
+impl LimitBackend {
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "in process",
+            Self::Redis => "Redis",
+        }
+    }
+}
+
 /// Limits of the deployment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
     /// Of every tenant for which no others were set.
@@ -23,6 +44,10 @@ pub struct LimitSettings {
     pub query_wait_ms: u64,
     /// Tenants, principals and addresses whose requests are remembered, each.
     pub remembered: u64,
+    /// Where requests are counted.
+    pub backend: LimitBackend,
+    /// The share of each limit of requests that a server counts against by itself while Redis does not answer.
+    pub local_share: f64,
 }
 
 impl Default for LimitSettings {
@@ -33,6 +58,8 @@ impl Default for LimitSettings {
             address_refusals_per_minute: 300,
             query_wait_ms: 5000,
             remembered: 100_000,
+            backend: LimitBackend::Memory,
+            local_share: 0.25,
         }
     }
 }
@@ -65,6 +92,9 @@ impl LimitSettings {
         ];
         let none = positive.iter().filter(|(_, number)| *number == 0);
         faults.extend(none.map(|(name, _)| format!("limits.{name}: more than 0")));
+        if !(self.local_share > 0.0 && self.local_share <= 1.0) {
+            faults.push("limits.local_share: more than 0, at most 1".to_owned());
+        }
         faults
     }
 }
@@ -76,10 +106,12 @@ mod tests {
     #[test]
     fn what_cannot_be_is_told_with_its_name() {
         let tenant = Limits { requests_per_minute: 0, ..Limits::default() };
-        let settings = LimitSettings { tenant, remembered: 0, ..LimitSettings::default() };
+        let settings =
+            LimitSettings { tenant, remembered: 0, local_share: f64::NAN, ..LimitSettings::default() };
         let faults = settings.validate();
         assert!(faults[0].starts_with("limits.tenant.requests_per_minute: 1 to "), "{faults:?}");
-        assert_eq!(faults[1..], ["limits.remembered: more than 0"]);
+        let others = ["limits.remembered: more than 0", "limits.local_share: more than 0, at most 1"];
+        assert_eq!(faults[1..], others);
         assert_eq!(LimitSettings::default().validate(), Vec::<String>::new());
     }
 }

@@ -32,7 +32,7 @@ pub use api_key::{ApiKey, KeyKind, KeyPepper};
 pub use authenticator::{AuthSetupError, Authenticated, Authenticator, CredentialKind, PresentedCredentials};
 pub use directory::{Directory, DirectoryError, KeyRecord, OperatorRecord, TenantRecord, TenantState};
 pub use hints::{RequestHints, TenantHint};
-pub use limits::LimitSettings;
+pub use limits::{LimitBackend, LimitSettings};
 pub use operator::OperatorScope;
 pub use permit::{Action, Administer, Denied, Permit, Read, Reads, Write, Writes};
 pub use refusal::{Refusal, RefusalFacts, RefusalKind};

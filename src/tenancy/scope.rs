@@ -51,6 +51,13 @@ impl Principal {
         Self(format!("{kind}:{name}").into())
     }
 
+    /// One of a test's choice. Releases do not have this.
+    #[cfg(any(test, feature = "laboratory"))]
+    #[must_use]
+    pub fn of_a_test(name: &str) -> Self {
+        Self::new("test", name)
+    }
+
     /// As `key:<id>`, `token:<issuer>:<subject>` or `job:<reason>`.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -72,6 +72,9 @@ const OWNERS: &[(&str, &str, Exceptions)] = &[
         ],
     ),
     ("qdrant_edge::", "store/qdrant_edge/", &[]),
+    ("qdrant_client::", "store/qdrant/", &[]),
+    ("mongodb::", "store/mongodb/", &[]),
+    ("redis::", "store/redis/", &[]),
     ("object_store::", "store/", &[]),
     ("fastembed::", "inference/", &[]),
     ("ort::", "inference/", &[]),
@@ -79,8 +82,16 @@ const OWNERS: &[(&str, &str, Exceptions)] = &[
 ];
 
 /// What a public function or field must not hand out.
-const RAW: &[&str] =
-    &["PgPool", "Pool", "PoolConnection", "PgConnection", "Transaction", "TenantTransaction", "EdgeShard"];
+const RAW: &[&str] = &[
+    "PgPool",
+    "Pool",
+    "PoolConnection",
+    "PgConnection",
+    "Transaction",
+    "TenantTransaction",
+    "EdgeShard",
+    "Qdrant",
+];
 
 /// What `retrieval` must not name: it reads, and only what it was handed.
 const WRITERS: &[&str] = &["TenantWriter", "CorpusWriter", "Stores", "Postgres", "Permit", "OperatorScope"];

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bulkhead::domain::audit::{
-    AuditCursor, AuditEntry, AuditEvent, AuditKind, ChainFault, ChainReport, Decision,
-};
+use async_trait::async_trait;
+use bulkhead::domain::audit::{AuditEntry, AuditEvent, AuditKind, ChainFault, ChainReport, Decision};
 use bulkhead::domain::clock::{Clock as _, SystemClock};
 use bulkhead::domain::ids::TenantId;
 use bulkhead::store::postgres::audit::PostgresAudit;
@@ -14,6 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
 use uuid::Uuid;
 
+use crate::conformance_audit::{Damage, Ground, conforms};
 use crate::database::Database;
 use crate::place::{code, connect};
 
@@ -42,7 +42,7 @@ async fn run(superuser: &mut PgConnection, statement: &str, tenant: TenantId) {
 }
 
 /// What is done to a chain of twelve events, and what is said of it afterwards.
-const TAMPERINGS: [(&str, &str, Option<ChainFault>); 14] = [
+const TAMPERINGS: [(&str, &str, Option<ChainFault>); 15] = [
     ("nothing", "select 1", None),
     (
         "a body",
@@ -87,7 +87,16 @@ const TAMPERINGS: [(&str, &str, Option<ChainFault>); 14] = [
         "two in each other's place",
         "update audit_event set number = -number where tenant_id = $tenant and number in (4, 6);
              update audit_event set number = 10 + number where tenant_id = $tenant and number < 0",
-        Some(ChainFault::Changed { number: 4 }),
+        Some(ChainFault::Reordered { number: 4 }),
+    ),
+    (
+        "one inserted between two, that links as it should",
+        "update audit_event set number = -1 - number where tenant_id = $tenant and number >= 5;
+             update audit_event set number = -number where tenant_id = $tenant and number < 0;
+             insert into audit_event select tenant_id, node, 5, at, kind, replace(body, '\"number\":4', '\"number\":5'), hash,
+                 sha256(hash || convert_to(replace(body, '\"number\":4', '\"number\":5'), 'UTF8'))
+             from audit_event where tenant_id = $tenant and number = 4",
+        Some(ChainFault::Inserted { number: 5 }),
     ),
     (
         "the end cut off",
@@ -170,6 +179,7 @@ async fn no_role_of_the_server_changes_or_deletes_an_event_or_sees_a_neighbours(
             "delete from audit_event",
             "truncate audit_event",
             "delete from audit_head",
+            "delete from audit_anchor",
             "alter table audit_event disable row level security",
         ] {
             let statement = format!("set bulkhead.tenant = '{alice}'; {forbidden}");
@@ -202,56 +212,51 @@ async fn foreign_head(app: &mut PgConnection, tenant: Uuid) -> sqlx::Error {
         .expect_err("the row is not the tenant's own")
 }
 
-#[tokio::test]
-async fn writers_of_one_chain_take_turns_and_nodes_have_chains_of_their_own() {
-    let database = Database::start().await;
-    let tenant = TenantId(Uuid::from_u128(1));
-    let logs = ["node-1", "node-2"].map(|node| PostgresAudit::new(database.postgres.clone(), node));
-    let appends = (0..40u64).map(|number| {
-        let log = &logs[usize::from(number % 4 == 0)];
-        async move { log.append(Some(tenant), &events(tenant, 1 + number % 3)).await }
-    });
-    for appended in futures::future::join_all(appends).await {
-        appended.expect("appended");
+/// The log in a database of the test's own.
+struct InPostgres(Database);
+
+#[async_trait]
+impl Ground for InPostgres {
+    async fn log(&self, node: &str) -> Arc<dyn AuditLog> {
+        Arc::new(PostgresAudit::new(self.0.postgres.clone(), node))
     }
-    let reports = logs[0].verify(Some(tenant)).await.expect("examined");
-    let expected = |node: usize| -> i64 {
-        (0..40).filter(|number| usize::from(number % 4 == 0) == node).map(|number| 1 + number % 3).sum()
-    };
-    let seen: Vec<_> =
-        reports.iter().map(|report| (report.node.as_str(), report.events, report.fault)).collect();
-    assert_eq!(seen, [("node-1", expected(0), None), ("node-2", expected(1), None)]);
-    database.stop().await;
+
+    async fn damage(&self, tenant: TenantId, damage: Damage) {
+        let statement = match damage {
+            Damage::Changed => {
+                "update audit_event set body = replace(body, 'allowed', 'denied')
+                 where tenant_id = $tenant and number = 7"
+            }
+            Damage::Removed => "delete from audit_event where tenant_id = $tenant and number = 5",
+            Damage::Inserted => {
+                "insert into audit_event select tenant_id, node, 13, at, kind, body, hash, hash from audit_event
+                 where tenant_id = $tenant and number = 12"
+            }
+            Damage::Reordered => {
+                "update audit_event set number = -number where tenant_id = $tenant and number in (4, 6);
+                 update audit_event set number = 10 + number where tenant_id = $tenant and number < 0"
+            }
+            Damage::Truncated => "delete from audit_event where tenant_id = $tenant and number > 9",
+        };
+        run(&mut self.0.superuser().await, statement, tenant).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_in_postgresql_conforms() {
+    let ground = InPostgres(Database::start().await);
+    conforms(&ground).await;
+    ground.0.stop().await;
 }
 
 #[tokio::test]
-async fn pages_hold_each_event_once_newest_first() {
+async fn more_events_than_a_page_of_examination_are_examined() {
     let database = Database::start().await;
-    let tenant = TenantId(Uuid::from_u128(1));
-    for node in ["node-1", "node-2"] {
-        let log = PostgresAudit::new(database.postgres.clone(), node);
-        // All of one time, so that only node and number tell them apart.
-        let mut batch = events(tenant, 1200);
-        let at = batch[0].at;
-        for event in &mut batch {
-            event.at = at;
-        }
-        log.append(Some(tenant), &batch).await.expect("appended");
-    }
-    let log = PostgresAudit::new(database.postgres.clone(), "node-1");
-    let (mut seen, mut after): (Vec<(String, String, i64)>, Option<AuditCursor>) = (Vec::new(), None);
-    loop {
-        let page = log.page(Some(tenant), after.as_ref(), 500).await.expect("page");
-        let Some(last) = page.last() else { break };
-        let at = last.at.parse().expect("time");
-        after = Some(AuditCursor { at, node: last.node.clone(), number: last.number });
-        seen.extend(page.into_iter().map(|record| (record.at, record.node, record.number)));
-    }
-    assert_eq!(seen.len(), 2400);
-    assert!(seen.is_sorted_by(|a, b| a > b));
-    assert!(log.page(Some(TenantId(Uuid::from_u128(2))), None, 10).await.expect("page").is_empty());
-    // More than one page of verification.
-    assert!(log.verify(Some(tenant)).await.expect("examined").iter().all(|report| report.fault.is_none()));
+    let (log, tenant) =
+        (PostgresAudit::new(database.postgres.clone(), "node-1"), TenantId(Uuid::from_u128(1)));
+    log.append(Some(tenant), &events(tenant, 2100)).await.expect("appended");
+    let report = only_report(&log, tenant).await;
+    assert_eq!((report.events, report.fault), (2100, None));
     database.stop().await;
 }
 

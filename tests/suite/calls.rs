@@ -214,9 +214,11 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
             vec![with(path, json!({"model": ids.namespace, "prompt": question})).changing()]
         }
         "post /admin/tenants" => vec![with(path, json!({"name": "Mallory", "reason": "a test"}))],
-        "post /admin/backups" => vec![with(path, reason())],
+        "post /admin/backups" | "post /admin/audit/export" => vec![with(path, reason())],
         "post /admin/operators" => vec![with(path, json!({"name": "mallory", "reason": "a test"}))],
         "get /admin/tenants/{id}"
+        | "get /admin/tenants/{id}/audit/chains"
+        | "get /admin/tenants/{id}/audit/days"
         | "get /admin/tenants/{id}/keys"
         | "get /admin/tenants/{id}/metrics"
         | "get /admin/tenants/{id}/usage" => {
@@ -244,7 +246,9 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         "get /admin/tenants/{id}/reembed/{job_id}" => {
             vec![get(path.replace("{id}", &ids.tenant).replace("{job_id}", &ids.job))]
         }
-        "post /admin/tenants/{id}/verify" | "post /admin/tenants/{id}/rebuild" => {
+        "post /admin/tenants/{id}/verify"
+        | "post /admin/tenants/{id}/rebuild"
+        | "post /admin/tenants/{id}/audit/export" => {
             vec![with(path.replace("{id}", &ids.tenant), reason())]
         }
         "post /admin/tenants/{id}/tokens" => {

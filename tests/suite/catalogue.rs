@@ -19,7 +19,7 @@ const WITHOUT_TENANT: [(&str, &str); 2] = [
 const WITHOUT_ROW_SECURITY: &str = "_sqlx_migrations";
 
 /// Policies that show rows of several tenants, with the roles and the reason.
-const ACROSS_TENANTS: [(&str, &str, &str); 8] = [
+const ACROSS_TENANTS: [(&str, &str, &str); 11] = [
     ("tenant", "auth,control", "a credential is looked up before its tenant is known; control makes tenants"),
     ("api_key", "auth,control", "a credential is looked up before its tenant is known; control makes keys"),
     ("operator_key", "auth,control", "operators belong to the deployment"),
@@ -27,7 +27,10 @@ const ACROSS_TENANTS: [(&str, &str, &str); 8] = [
     ("namespace", "dispatch", "positions of histories, by column grants"),
     ("consumer", "dispatch", "positions of projections, by column grants"),
     ("outbox", "dispatch", "positions of histories, by column grants"),
+    ("audit_head", "dispatch", "whose events wait to be forwarded, by column grants"),
+    ("audit_anchor", "dispatch", "whose events wait to be forwarded, by column grants"),
     ("tenant_usage", "control", "operators compare what tenants keep: ids and numbers"),
+    ("vector_collection", "dispatch", "tenants that have collections, by column grants; not their names"),
 ];
 
 /// Indexes that are not led by the tenant, with the reason.
@@ -41,6 +44,7 @@ const NOT_DEPLOYMENT: &str = "(tenant_id <> '00000000-0000-0000-0000-00000000000
 
 /// Whole-table grants. Everything else is by column, or to the owner.
 const GRANTS: &str = "\
+app audit_anchor insert,select,update
 app audit_event insert,select
 app audit_head insert,select,update
 app chunk delete,insert,select,update
@@ -55,8 +59,10 @@ app namespace delete,insert,select,update
 app outbox delete,insert,select,update
 app tenant_usage delete,insert,select,update
 app term_frequency delete,insert,select,update
+app vector_collection delete,insert,select,update
 backup _sqlx_migrations select
 backup api_key select
+backup audit_anchor select
 backup audit_event select
 backup audit_head select
 backup chunk select
@@ -75,8 +81,10 @@ backup outbox select
 backup tenant select
 backup tenant_usage select
 backup term_frequency select
+backup vector_collection select
 backup vectors_MODEL_NAMESPACE select
 control api_key delete,insert,select,update
+control audit_anchor insert,select,update
 control audit_event insert,select
 control audit_head insert,select,update
 control job insert,select
@@ -89,10 +97,13 @@ const COLUMN_GRANTS: &str = "\
 auth select api_key digest,expires_at,key_id,namespaces,revoked_at,roles,tenant_id
 auth select operator_key digest,expires_at,key_id,revoked_at
 auth select tenant limits,slug,state,tenant_id
+dispatch select audit_anchor node,number,tenant_id
+dispatch select audit_head node,number,tenant_id
 dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
 dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_by,leased_until,namespace_id,state,tenant_id,upload
 dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id
 dispatch select outbox namespace_id,seq,tenant_id
+dispatch select vector_collection tenant_id
 dispatch update job attempts,due_at,lease,leased_by,leased_until,state,updated_at";
 
 /// Table, name, command, roles, whether it permits, what it shows, what it lets in.

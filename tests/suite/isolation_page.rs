@@ -15,6 +15,8 @@ static TEST: LazyLock<Regex> = LazyLock::new(|| {
 static CITED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"`(\w+)::(\w+)`").expect("a pattern"));
 /// Checks of suites that several back ends run, which are plain functions.
 static CHECK: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^pub async fn (\w+)").expect("a pattern"));
+/// Tests on services, which are listed by name.
+static LISTED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^async fn (\w+)").expect("a pattern"));
 
 /// Adds the tests below a folder, as `file::test`; a file named `tests.rs` or in a folder `tests` also by its folder.
 fn tests_below(folder: &Path, found: &mut BTreeSet<String>) {
@@ -37,7 +39,11 @@ fn tests_below(folder: &Path, found: &mut BTreeSet<String>) {
         } else {
             stem
         };
-        let pattern = if module.starts_with("conformance_") { &*CHECK } else { &*TEST };
+        let pattern = match &path {
+            _ if module.starts_with("conformance_") => &*CHECK,
+            path if path.components().any(|part| part.as_os_str() == "services") => &*LISTED,
+            _ => &*TEST,
+        };
         found.extend(pattern.captures_iter(&code).map(|name| format!("{module}::{}", &name[1])));
     }
 }

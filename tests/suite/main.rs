@@ -4,6 +4,10 @@ mod answer_times;
 mod any_body;
 mod architecture;
 mod audit;
+mod audit_export;
+mod audit_mongodb;
+#[cfg(feature = "laboratory")]
+mod audit_outages;
 #[cfg(feature = "laboratory")]
 mod audit_trail;
 mod authz_matrix;
@@ -17,6 +21,7 @@ mod catalogue;
 mod chat;
 mod command_line;
 mod compile_fail;
+mod conformance_audit;
 #[cfg(feature = "laboratory")]
 mod conformance_vectors;
 mod consistency;
@@ -47,6 +52,7 @@ mod isolation_page;
 mod language_model;
 mod limits;
 mod limits_live;
+mod mongodb;
 mod names;
 mod non_interference;
 mod operating;
@@ -60,6 +66,9 @@ mod place;
 mod post_filter;
 mod private_postgres;
 mod projector;
+#[cfg(feature = "laboratory")]
+#[path = "../support/qdrant/mod.rs"]
+mod qdrant_stand_in;
 mod query;
 mod quiet_logs;
 mod receiver;
@@ -72,6 +81,8 @@ mod round_trips;
 mod row_level_security;
 mod running;
 mod server;
+#[cfg(feature = "laboratory")]
+mod server_on_qdrant;
 mod settings;
 mod shutdown;
 #[cfg(feature = "laboratory")]
@@ -88,6 +99,8 @@ mod uploaded_files;
 mod valve;
 #[cfg(feature = "laboratory")]
 mod vectors_edge;
+#[cfg(feature = "laboratory")]
+mod vectors_qdrant;
 #[cfg(feature = "laboratory")]
 mod verify;
 mod wire;

@@ -11,6 +11,7 @@ use bulkhead::jobs::projector::ProjectorSettings;
 use bulkhead::pipeline::parse::ParseLimits;
 use bulkhead::retrieval::RetrievalSettings;
 use bulkhead::store::AuditSettings;
+use bulkhead::store::qdrant::QdrantSettings;
 use bulkhead::store::qdrant_edge::EdgeSettings;
 use bulkhead::tenancy::AuthSettings;
 use tempfile::TempDir;
@@ -49,7 +50,8 @@ fn the_documented_defaults_are_those_of_the_program() {
     same(&settings.auth, &AuthSettings::default());
     same(&settings.audit, &AuditSettings::default());
     same(&settings.parse, &ParseLimits::default());
-    same(&settings.vectors, &EdgeSettings::default());
+    same(&settings.vectors.edge(), &EdgeSettings::default());
+    same(&settings.vectors.qdrant, &QdrantSettings::default());
     same(&settings.projection, &ProjectorSettings::default());
     let documented = settings.retrieval;
     let bare = serde_json::json!({

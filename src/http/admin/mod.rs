@@ -2,6 +2,7 @@
 //!
 //! What the actions are is in [`crate::admin`]; here are their routes.
 
+mod audit;
 mod doctor;
 mod keys;
 mod limits;
@@ -17,6 +18,10 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{FromRequest, HttpRequest};
 use uuid::Uuid;
 
+pub(super) use audit::{
+    __path_chains, __path_export, __path_tenant_chains, __path_tenant_days, __path_tenant_export, chains,
+    export, tenant_chains, tenant_days, tenant_export,
+};
 pub(super) use doctor::{__path_diagnose, diagnose};
 pub(super) use keys::{
     __path_key_create, __path_key_list, __path_key_revoke, __path_operator_create, __path_token_create,
@@ -30,17 +35,15 @@ pub(super) use tenants::{
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
     tenant_suspend,
 };
-pub(super) use upkeep::{
-    __path_backup, __path_chains, __path_rebuild, __path_verify, backup, chains, rebuild, verify,
-};
+pub(super) use upkeep::{__path_backup, __path_rebuild, __path_verify, backup, rebuild, verify};
 
 use super::extract::{Extraction, behind_gate, path_part};
 use super::json::{Check, Faults};
 use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
-    AdminError, Administration, Examination, Faults as _, NewBackup, NewLimits, NewModel, NewOperator,
-    NewTenant, NewTenantKey, NewToken, Reason,
+    AdminError, Administration, AuditExport, Examination, Faults as _, NewBackup, NewLimits, NewModel,
+    NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -56,7 +59,18 @@ macro_rules! checked {
     )*};
 }
 
-checked!(NewTenant, NewLimits, Reason, NewTenantKey, NewToken, NewOperator, NewModel, Examination, NewBackup);
+checked!(
+    NewTenant,
+    NewLimits,
+    Reason,
+    NewTenantKey,
+    NewToken,
+    NewOperator,
+    NewModel,
+    Examination,
+    NewBackup,
+    AuditExport
+);
 
 impl From<AdminError> for Problem {
     fn from(error: AdminError) -> Self {
@@ -144,6 +158,10 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/tenants/{id}/verify").route(web::post().to(verify)))
         .service(web::resource("/admin/tenants/{id}/rebuild").route(web::post().to(rebuild)))
         .service(web::resource("/admin/audit/chains").route(web::get().to(chains)))
+        .service(web::resource("/admin/audit/export").route(web::post().to(export)))
+        .service(web::resource("/admin/tenants/{id}/audit/chains").route(web::get().to(tenant_chains)))
+        .service(web::resource("/admin/tenants/{id}/audit/days").route(web::get().to(tenant_days)))
+        .service(web::resource("/admin/tenants/{id}/audit/export").route(web::post().to(tenant_export)))
         .service(web::resource("/admin/backups").route(web::post().to(backup)))
         .service(web::resource("/admin/operators").route(web::post().to(operator_create)));
 }

@@ -8,7 +8,6 @@ use super::super::problem::Problem;
 use super::super::state::App;
 use super::TenantPath;
 use crate::admin::{Examination, Examined, NewBackup, Rebuilt};
-use crate::domain::audit::ChainReport;
 use crate::tenancy::OperatorScope;
 
 /// Compares what is kept of a tenant: the first call its counters, files and audit log and the first namespace, each
@@ -47,19 +46,6 @@ pub(in crate::http) async fn rebuild(
     body: StrictJson<Examination>,
 ) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().json(app.administration().rebuild(&operator, tenant.0, &body).await?))
-}
-
-/// Examines the deployment's own audit log: one chain for each server.
-#[utoipa::path(
-    get, path = "/admin/audit/chains", tag = "operator",
-    responses((status = 200, body = Vec<ChainReport>)),
-)]
-#[tracing::instrument(name = "http.audit.chains", skip_all)]
-pub(in crate::http) async fn chains(
-    operator: OperatorScope,
-    app: Data<App>,
-) -> Result<HttpResponse, Problem> {
-    Ok(HttpResponse::Ok().json(app.administration().chains(&operator).await?))
 }
 
 /// Writes into the audit log that a backup is taken, as `bulkhead backup` asks before it takes one.

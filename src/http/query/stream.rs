@@ -126,7 +126,7 @@ where
             let slug = problem.kind().slug();
             app.metrics.problem(slug);
             if problem.kind() == Kind::IsolationAlarm {
-                alarm(&app, &caller).await;
+                alarm(&app, caller.scope()).await;
             }
             tracing::warn!(slug, causes = problem.causes(), "a stream ended with an error");
             let _gone = last.raw(framing.error(&problem)).await;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::admin::{IndexKeeper, Upkeep};
 use crate::domain::Seq;
-use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainReport};
+use crate::domain::audit::{AuditCursor, AuditDay, AuditEvent, AuditRecord};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{ChunkId, IdSource, ModelId, SystemIds, TenantId};
 use crate::domain::lexical::{LexicalSettings, Lexicon};
@@ -21,6 +21,8 @@ use crate::domain::limits::LimitOverrides;
 use crate::http::{App, HttpSettings, Meters};
 use crate::inference::{Embedder, EmbeddingSettings};
 use crate::retrieval::Engine;
+use crate::store::audit::chain::{Chain, Link};
+use crate::store::audit::export::Times;
 use crate::store::memory::MemoryRateLimiter;
 use crate::store::postgres::examine::IndexExamined;
 use crate::store::postgres::{PoolSettings, Postgres, RoleAddresses};
@@ -111,7 +113,30 @@ impl AuditLog for Memory {
         Ok(Vec::new())
     }
 
-    async fn verify(&self, _tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError> {
+    async fn chains(&self, _tenant: Option<TenantId>) -> Result<Vec<Chain>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn links(
+        &self,
+        _tenant: Option<TenantId>,
+        _node: &str,
+        _range: (i64, i64),
+        _limit: i64,
+    ) -> Result<Vec<Link>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn span(
+        &self,
+        _tenant: Option<TenantId>,
+        _node: &str,
+        _times: Times,
+    ) -> Result<Option<(i64, i64)>, StoreError> {
+        Ok(None)
+    }
+
+    async fn days(&self, _tenant: Option<TenantId>, _times: Times) -> Result<Vec<AuditDay>, StoreError> {
         Ok(Vec::new())
     }
 }

@@ -43,7 +43,30 @@ impl AuditLog for Memory {
         Ok(Vec::new())
     }
 
-    async fn verify(&self, _tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError> {
+    async fn chains(&self, _tenant: Option<TenantId>) -> Result<Vec<Chain>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn links(
+        &self,
+        _tenant: Option<TenantId>,
+        _node: &str,
+        _range: (i64, i64),
+        _limit: i64,
+    ) -> Result<Vec<Link>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn span(
+        &self,
+        _tenant: Option<TenantId>,
+        _node: &str,
+        _times: Times,
+    ) -> Result<Option<(i64, i64)>, StoreError> {
+        Ok(None)
+    }
+
+    async fn days(&self, _tenant: Option<TenantId>, _times: Times) -> Result<Vec<AuditDay>, StoreError> {
         Ok(Vec::new())
     }
 }

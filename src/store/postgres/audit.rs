@@ -1,7 +1,6 @@
 //! The audit log on PostgreSQL: rows that no role of the server may change or delete, chained by their hashes.
 //!
-//! An event's hash is SHA-256 of the hash before it and of the event's canonical text, which is kept as it was
-//! hashed. A chain's head holds number and hash of its last event; its row lock orders the writers.
+//! The chain is that of [`crate::store::audit::chain`]. The row lock of a chain's head orders the writers.
 //!
 //! **Invariant:** events and head change in one transaction.
 
@@ -9,7 +8,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -18,15 +16,12 @@ use super::Postgres;
 use super::error::failed;
 use super::pools::Lane;
 use super::transaction::TenantTransaction;
-use crate::domain::audit::{AuditCursor, AuditEvent, AuditRecord, ChainFault, ChainReport, written};
+use crate::domain::audit::{AuditCursor, AuditDay, AuditEvent, AuditRecord};
 use crate::domain::ids::TenantId;
 use crate::store::audit::AuditLog;
+use crate::store::audit::chain::{Chain, Columns, GENESIS, Link, Tip};
+use crate::store::audit::export::Times;
 use crate::store::error::{ErrorKind, StoreError};
-
-/// Events read at once when a chain is examined.
-const VERIFY_PAGE: i64 = 1000;
-/// What the first event of a chain follows.
-const GENESIS: [u8; 32] = [0; 32];
 
 /// The audit log of one server in the database.
 #[derive(Clone)]
@@ -42,7 +37,17 @@ impl PostgresAudit {
         Self { postgres, node: node.into() }
     }
 
-    async fn begin(&self, tenant: Option<TenantId>) -> Result<TenantTransaction, StoreError> {
+    /// The name of this server's chains.
+    pub(in crate::store) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// What sees heads of every tenant.
+    pub(super) fn dispatch(&self) -> &sqlx::PgPool {
+        &self.postgres.pools.dispatch
+    }
+
+    pub(super) async fn begin(&self, tenant: Option<TenantId>) -> Result<TenantTransaction, StoreError> {
         match tenant {
             Some(tenant) => self.postgres.begin(Lane::Audit, tenant).await,
             None => self.postgres.begin(Lane::Deployment, TenantId(Uuid::nil())).await,
@@ -51,23 +56,19 @@ impl PostgresAudit {
 }
 
 /// The deployment's own events have the nil uuid.
-fn chain_of(tenant: Option<TenantId>) -> Uuid {
+pub(super) fn chain_of(tenant: Option<TenantId>) -> Uuid {
     tenant.map_or(Uuid::nil(), |tenant| tenant.0)
-}
-
-fn link(previous: &[u8], body: &str) -> [u8; 32] {
-    Sha256::new().chain_update(previous).chain_update(body.as_bytes()).finalize().into()
 }
 
 /// The columns of new events.
 #[derive(Default)]
-struct Columns {
+struct NewRows {
     numbers: Vec<i64>,
     ats: Vec<DateTime<Utc>>,
     kinds: Vec<&'static str>,
     bodies: Vec<String>,
-    previous: Vec<[u8; 32]>,
-    hashes: Vec<[u8; 32]>,
+    previous: Vec<Vec<u8>>,
+    hashes: Vec<Vec<u8>>,
 }
 
 #[async_trait]
@@ -87,7 +88,7 @@ impl AuditLog for PostgresAudit {
         }
         let mut tx = self.begin(tenant).await?;
         // Locks the head; the first event of a chain makes it.
-        let (mut number, head): (i64, Vec<u8>) = sqlx::query_as(
+        let (number, head): (i64, Vec<u8>) = sqlx::query_as(
             "insert into audit_head as h (tenant_id, node, number, hash) values ($1, $2, 0, $3)
              on conflict (tenant_id, node) do update set number = h.number returning number, hash",
         )
@@ -97,20 +98,16 @@ impl AuditLog for PostgresAudit {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        let mut hash: [u8; 32] = head.try_into().map_err(|_| internal("a hash is 32 bytes"))?;
-        let mut columns = Columns::default();
+        let mut tip = Tip { number, hash: head.try_into().map_err(|_| internal("a hash is 32 bytes"))? };
+        let mut rows = NewRows::default();
         for event in events {
-            number += 1;
-            let record = AuditRecord::new(event, &self.node, number);
-            let body = serde_json::to_string(&record)
-                .map_err(|error| internal("an event cannot be written").with_source(error))?;
-            columns.previous.push(hash);
-            hash = link(&hash, &body);
-            columns.hashes.push(hash);
-            columns.numbers.push(number);
-            columns.ats.push(event.at);
-            columns.kinds.push(event.entry.kind.name());
-            columns.bodies.push(body);
+            let sealed = tip.seal(&self.node, AuditRecord::new(event, "", 0), "postgres")?;
+            rows.numbers.push(sealed.number);
+            rows.ats.push(event.at);
+            rows.kinds.push(event.entry.kind.name());
+            rows.bodies.push(sealed.body);
+            rows.previous.push(sealed.previous);
+            rows.hashes.push(sealed.hash);
         }
         let done = sqlx::query(
             "with written as (
@@ -122,14 +119,14 @@ impl AuditLog for PostgresAudit {
         )
         .bind(chain_of(tenant))
         .bind(&*self.node)
-        .bind(&columns.numbers)
-        .bind(&columns.ats)
-        .bind(&columns.kinds)
-        .bind(&columns.bodies)
-        .bind(&columns.previous)
-        .bind(&columns.hashes)
-        .bind(number)
-        .bind(hash.as_slice())
+        .bind(&rows.numbers)
+        .bind(&rows.ats)
+        .bind(&rows.kinds)
+        .bind(&rows.bodies)
+        .bind(&rows.previous)
+        .bind(&rows.hashes)
+        .bind(tip.number)
+        .bind(tip.hash.as_slice())
         .execute(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
@@ -161,144 +158,118 @@ impl AuditLog for PostgresAudit {
         .await
         .map_err(failed(OPERATION))?;
         tx.commit().await?;
-        let damaged = |error| {
-            StoreError::new(ErrorKind::Damaged, "postgres", OPERATION, "an event cannot be read")
-                .with_source(error)
-        };
-        bodies.iter().map(|body| serde_json::from_str(body).map_err(damaged)).collect()
+        bodies.iter().map(|body| parsed(body, OPERATION)).collect()
     }
 
-    async fn verify(&self, tenant: Option<TenantId>) -> Result<Vec<ChainReport>, StoreError> {
-        const OPERATION: &str = "audit.verify";
+    async fn chains(&self, tenant: Option<TenantId>) -> Result<Vec<Chain>, StoreError> {
+        const OPERATION: &str = "audit.chains";
         let mut tx = self.begin(tenant).await?;
         // One snapshot of heads and ends: what is written meanwhile is not examined.
-        let chains = sqlx::query(
-            "select coalesce(h.node, e.node) as node, coalesce(h.number, 0) as number, h.hash,
-                 coalesce(e.last, 0) as last
+        let rows = sqlx::query(
+            "select coalesce(h.node, e.node) as node, h.number, h.hash, coalesce(e.last, 0) as last
              from (select node, number, hash from audit_head where tenant_id = $1) h
              full join (select node, max(number) as last from audit_event where tenant_id = $1 group by node) e
                  on e.node = h.node
-             order by 1",
+             order by coalesce(h.node, e.node) collate \"C\"",
         )
         .bind(chain_of(tenant))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
         tx.commit().await?;
-        let mut reports = Vec::with_capacity(chains.len());
-        for row in &chains {
-            let chain = Chain::read(row).map_err(failed(OPERATION))?;
-            reports.push(self.examine(tenant, chain).await?);
-        }
-        Ok(reports)
+        rows.iter().map(chain).collect::<Result<_, _>>().map_err(failed(OPERATION))
     }
+
+    async fn links(
+        &self,
+        tenant: Option<TenantId>,
+        node: &str,
+        (after, until): (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<Link>, StoreError> {
+        const OPERATION: &str = "audit.links";
+        let mut tx = self.begin(tenant).await?;
+        let rows = sqlx::query(
+            "select number, at, kind, body, previous, hash from audit_event
+             where tenant_id = $1 and node = $2 and number > $3 and number <= $4 order by number limit $5",
+        )
+        .bind(chain_of(tenant))
+        .bind(node)
+        .bind(after)
+        .bind(until)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        rows.iter().map(stored).collect::<Result<_, _>>().map_err(failed(OPERATION))
+    }
+
+    async fn span(
+        &self,
+        tenant: Option<TenantId>,
+        node: &str,
+        times: Times,
+    ) -> Result<Option<(i64, i64)>, StoreError> {
+        const OPERATION: &str = "audit.span";
+        let mut tx = self.begin(tenant).await?;
+        let (first, last): (Option<i64>, Option<i64>) = sqlx::query_as(
+            "select min(number), max(number) from audit_event
+             where tenant_id = $1 and node = $2 and at >= coalesce($3, '-infinity'::timestamptz)
+                 and at < coalesce($4, 'infinity'::timestamptz)",
+        )
+        .bind(chain_of(tenant))
+        .bind(node)
+        .bind(times.since)
+        .bind(times.until)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(first.zip(last))
+    }
+
+    async fn days(&self, tenant: Option<TenantId>, times: Times) -> Result<Vec<AuditDay>, StoreError> {
+        const OPERATION: &str = "audit.days";
+        let mut tx = self.begin(tenant).await?;
+        let days: Vec<(String, String, i64)> = sqlx::query_as(
+            "select to_char(at at time zone 'UTC', 'YYYY-MM-DD') as day, kind, count(*) from audit_event
+             where tenant_id = $1 and at >= coalesce($2, '-infinity'::timestamptz)
+                 and at < coalesce($3, 'infinity'::timestamptz)
+             group by 1, 2 order by 1, 2",
+        )
+        .bind(chain_of(tenant))
+        .bind(times.since)
+        .bind(times.until)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(days.into_iter().map(|(day, kind, events)| AuditDay { day, kind, events }).collect())
+    }
+}
+
+/// An event's text, read again.
+pub(super) fn parsed(body: &str, operation: &'static str) -> Result<AuditRecord, StoreError> {
+    serde_json::from_str(body).map_err(|error| {
+        StoreError::new(ErrorKind::Damaged, "postgres", operation, "an event cannot be read")
+            .with_source(error)
+    })
 }
 
 /// What a chain's head and its last row say.
-struct Chain {
-    node: String,
-    number: i64,
-    hash: Option<Vec<u8>>,
-    last: i64,
-}
-
-impl Chain {
-    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            node: row.try_get("node")?,
-            number: row.try_get("number")?,
-            hash: row.try_get("hash")?,
-            last: row.try_get("last")?,
-        })
-    }
-
-    /// What is wrong with the end of a chain whose events are all in order up to `number` with this hash.
-    fn end_fault(&self, number: i64, hash: &[u8; 32]) -> Option<ChainFault> {
-        match &self.hash {
-            None => Some(ChainFault::Head { number }),
-            Some(_) if number < self.number => Some(ChainFault::Truncated { number: number + 1 }),
-            Some(_) if self.last > self.number => Some(ChainFault::Inserted { number: self.number + 1 }),
-            Some(head) => (head != hash).then_some(ChainFault::Head { number }),
-        }
-    }
-}
-
-impl PostgresAudit {
-    async fn examine(&self, tenant: Option<TenantId>, chain: Chain) -> Result<ChainReport, StoreError> {
-        const OPERATION: &str = "audit.verify";
-        // Without a head everything that is there is examined.
-        let end = if chain.hash.is_some() { chain.number } else { chain.last };
-        let (mut number, mut hash, mut fault) = (0, GENESIS, None);
-        'chain: while number < end {
-            let mut tx = self.begin(tenant).await?;
-            let rows = sqlx::query(
-                "select number, at, kind, body, previous, hash from audit_event
-                 where tenant_id = $1 and node = $2 and number > $3 and number <= $4 order by number limit $5",
-            )
-            .bind(chain_of(tenant))
-            .bind(&chain.node)
-            .bind(number)
-            .bind(end)
-            .bind(VERIFY_PAGE)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
-            tx.commit().await?;
-            if rows.is_empty() {
-                break;
-            }
-            for row in &rows {
-                let event = Stored::read(row).map_err(failed(OPERATION))?;
-                if event.number != number + 1 {
-                    fault = Some(ChainFault::Removed { number: number + 1 });
-                    break 'chain;
-                }
-                if !event.follows(&hash, tenant, &chain.node) {
-                    fault = Some(ChainFault::Changed { number: event.number });
-                    break 'chain;
-                }
-                number = event.number;
-                hash = link(&hash, &event.body);
-            }
-        }
-        let fault = fault.or_else(|| chain.end_fault(number, &hash));
-        Ok(ChainReport { node: chain.node, events: number, head: hex::encode(hash), fault })
-    }
+fn chain(row: &PgRow) -> Result<Chain, sqlx::Error> {
+    let head: (Option<i64>, Option<Vec<u8>>) = (row.try_get("number")?, row.try_get("hash")?);
+    Ok(Chain { node: row.try_get("node")?, head: head.0.zip(head.1), last: row.try_get("last")? })
 }
 
 /// An event as it is stored.
-struct Stored {
-    number: i64,
-    at: DateTime<Utc>,
-    kind: String,
-    body: String,
-    previous: Vec<u8>,
-    hash: Vec<u8>,
-}
-
-impl Stored {
-    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            number: row.try_get("number")?,
-            at: row.try_get("at")?,
-            kind: row.try_get("kind")?,
-            body: row.try_get("body")?,
-            previous: row.try_get("previous")?,
-            hash: row.try_get("hash")?,
-        })
-    }
-
-    /// Whether this is what was written after `previous`: linked, unchanged, and its columns say what its text says.
-    fn follows(&self, previous: &[u8; 32], tenant: Option<TenantId>, node: &str) -> bool {
-        if self.previous != previous || self.hash != link(previous, &self.body) {
-            return false;
-        }
-        serde_json::from_str::<AuditRecord>(&self.body).is_ok_and(|record| {
-            record.number == self.number
-                && record.node == node
-                && record.tenant == tenant
-                && record.kind.name() == self.kind
-                && record.at == written(self.at)
-        })
-    }
+fn stored(row: &PgRow) -> Result<Link, sqlx::Error> {
+    Ok(Link {
+        number: row.try_get("number")?,
+        body: row.try_get("body")?,
+        previous: row.try_get("previous")?,
+        hash: row.try_get("hash")?,
+        columns: Some(Columns { at: row.try_get("at")?, kind: row.try_get("kind")? }),
+    })
 }

@@ -6,8 +6,10 @@
 //! **Invariant:** no statement per row: lists go in and out as arrays.
 
 pub mod audit;
+pub(in crate::store) mod audit_anchor;
 pub mod bootstrap;
 pub mod chunks;
+pub mod collections;
 pub mod control;
 pub mod diagnose;
 pub mod directory;

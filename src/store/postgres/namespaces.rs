@@ -1,5 +1,7 @@
 //! Namespaces: opened, created with the first write, listed, deleted with everything in them.
 
+use std::collections::HashSet;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -283,6 +285,9 @@ impl TenantWriter {
         tx.commit().await?;
         crash_point("tenant-rows-purged");
         let inner = &self.stores.inner;
+        // Called again after a failure, the rows no longer say which indexes there were; the index itself does.
+        let held = inner.vectors.partitions(tenant).await?;
+        let partitions: HashSet<Partition> = partitions.into_iter().chain(held).collect();
         for partition in &partitions {
             inner.vectors.remove(partition).await?;
         }

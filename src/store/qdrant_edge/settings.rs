@@ -65,13 +65,19 @@ mod tests {
 
     #[test]
     fn the_documented_defaults_are_the_defaults() {
+        // Beside them the section has what is not the shards': app::settings reads it whole.
+        #[derive(Deserialize)]
+        struct Vectors {
+            #[serde(flatten)]
+            edge: EdgeSettings,
+        }
         #[derive(Deserialize)]
         struct Sections {
-            vectors: EdgeSettings,
+            vectors: Vectors,
         }
         use figment::providers::{Format, Toml};
         let text = include_str!("../../config/default.toml");
         let sections: Sections = figment::Figment::from(Toml::string(text)).extract().unwrap();
-        assert_eq!(sections.vectors, EdgeSettings::default());
+        assert_eq!(sections.vectors.edge, EdgeSettings::default());
     }
 }
