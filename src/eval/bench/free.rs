@@ -89,11 +89,12 @@ impl Bench<'_> {
     }
 }
 
-/// Documents in a second between two counts.
+/// Documents in a second between two counts: from the last one that was seen up to the first, to the first one from the
+/// second on, since many may be done between two looks.
 #[expect(clippy::cast_precision_loss, reason = "counts of documents")]
 fn rate(seen: &[(usize, Instant)], from: usize, to: usize) -> f64 {
-    let at = |count: usize| seen.iter().find(|(done, _)| *done >= count);
-    match (at(from), at(to)) {
+    let first = seen.iter().rfind(|(done, _)| *done <= from);
+    match (first, seen.iter().find(|(done, _)| *done >= to)) {
         (Some((less, begun)), Some((more, ended))) => {
             (more - less) as f64 / ended.duration_since(*begun).as_secs_f64()
         }
@@ -112,7 +113,9 @@ mod tests {
         let start = Instant::now();
         let seen = [(0, start), (60, start + Duration::from_secs(1)), (110, start + Duration::from_secs(2))];
         assert!((rate(&seen, 0, 110) - 55.0).abs() < 1e-9);
-        assert!((rate(&seen, 50, 100) - 50.0).abs() < 1e-9);
+        assert!((rate(&seen, 60, 100) - 50.0).abs() < 1e-9);
+        // Nothing was seen between them.
+        assert!((rate(&seen, 70, 80) - 50.0).abs() < 1e-9);
         assert!(rate(&seen, 0, 500).is_nan());
     }
 }

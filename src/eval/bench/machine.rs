@@ -43,6 +43,13 @@ pub(super) fn footprint(folders: &[&Path]) -> std::io::Result<Footprint> {
     })
 }
 
+/// How many files below a folder this process holds open.
+pub(super) fn open_below(folder: &Path) -> std::io::Result<usize> {
+    let descriptors = std::fs::read_dir("/proc/self/fd")?.filter_map(Result::ok);
+    let files = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+    Ok(files.filter(|file| file.starts_with(folder)).count())
+}
+
 /// Processor seconds by who used them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Processors {
@@ -148,7 +155,11 @@ mod tests {
     fn a_process_takes_memory_descriptors_and_the_disk_of_its_files() {
         let folder = tempfile::tempdir().expect("a folder");
         let before = footprint(&[folder.path()]).expect("told");
-        std::fs::write(folder.path().join("file"), vec![1; 100_000]).expect("written");
+        let file = folder.path().join("file");
+        std::fs::write(&file, vec![1; 100_000]).expect("written");
+        assert_eq!(open_below(folder.path()).expect("told"), 0);
+        let _open = std::fs::File::open(file).expect("it is there");
+        assert_eq!(open_below(folder.path()).expect("told"), 1);
         let after = footprint(&[folder.path()]).expect("told");
         assert!(after.memory > 0.0 && after.descriptors > 0.0);
         assert!(after.disk - before.disk >= 100_000.0);

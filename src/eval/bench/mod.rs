@@ -219,6 +219,9 @@ pub enum BenchError {
     /// A task of the measurement ended.
     #[error("a task of the measurement ended")]
     Ended,
+    /// Shards stay open.
+    #[error("shards are still opened though nothing is asked and nothing written")]
+    Restless,
     /// The deployment did not do what it should.
     #[error("{0}")]
     Deployment(String),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::free::{GROWTH, STEADY};
-use super::machine::{Footprint, footprint};
+use super::machine::{Footprint, footprint, open_below};
 use super::{Bench, BenchError, PASSAGE, Place, question};
 use crate::eval::figures::{Row, Target, between, median, percentile, progress};
 
@@ -16,6 +16,10 @@ const SMALL: (f64, f64, f64) = (1024.0, 20.0, 0.0);
 const DOCUMENTS: usize = 10;
 /// How long nothing is done before what is taken is looked at: longer than writing behind, and than a shard rests open.
 const REST: Duration = Duration::from_secs(8);
+/// How often in a row no more than a few shards must be open then; what looks after indexes opens one now and then.
+const LOOKS: usize = 2;
+const FEW_OPEN: usize = 4;
+const MOST_LOOKS: usize = 100;
 /// Most milliseconds of its first question after it was put away.
 const COLD: f64 = 50.0;
 /// Tenants beside which one is few.
@@ -122,19 +126,20 @@ impl Bench<'_> {
         self.texts(DOCUMENTS, PASSAGE)
     }
 
-    /// Once everything that was written is projected and flushed, and what is idle is put away: when it holds no
-    /// fewer descriptors than a while before.
+    /// Once everything that was written is projected and flushed, and what is idle is put away: when hardly a shard is
+    /// open, twice in a row.
     async fn footprint(&self) -> Result<Footprint, BenchError> {
         let folders: [&Path; 1] = [&self.subject.data_dir];
-        let mut before = f64::INFINITY;
-        loop {
+        let shards = self.subject.data_dir.join("shards");
+        let mut quiet = 0;
+        for _ in 0..MOST_LOOKS {
             tokio::time::sleep(REST).await;
-            let seen = footprint(&folders)?;
-            if seen.descriptors >= before {
-                return Ok(seen);
+            quiet = if open_below(&shards)? <= FEW_OPEN { quiet + 1 } else { 0 };
+            if quiet == LOOKS {
+                return Ok(footprint(&folders)?);
             }
-            before = seen.descriptors;
         }
+        Err(BenchError::Restless)
     }
 
     /// The first questions of tenants whose shards were closed for others.
