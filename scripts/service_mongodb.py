@@ -23,8 +23,9 @@ from parts import SetupError, sha256
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCHER = ROOT / "tests/support/mongodb/Launcher.java"
 PRODUCT = "mongo-java-server 1.47.0, a stand-in for MongoDB"
-# Modules of the suite that need it.
-TESTS = ("audit_mongodb::", "audit_outages::")
+# Modules of the suite that need it or a real MongoDB, and those that stop and start it.
+TESTS = ("audit_mongodb::",)
+OWN_TESTS = ("audit_outages::",)
 
 # Group, artifact, version, SHA-256. The first needs the others.
 ARTIFACTS = (

@@ -41,22 +41,33 @@ def required():
 
 
 def install(local, found):
-    """Obtains every service; returns the names of those that could not be had."""
-    missing = []
+    """Obtains every service; returns why, by name, for those that could not be had."""
+    missing = {}
     for name, service in found.items():
         try:
             service.install(local)
         except (SetupError, OSError) as error:
             print(f"{name} is not there: {error}\n{getattr(error, 'remedy', '')}".rstrip())
-            missing.append(name)
+            missing[name] = str(error)
     return missing
 
 
-def tested(name, service):
-    """What its tests ran against."""
-    if os.environ.get(f"{name.upper()}_URL"):
-        return f"the server that {name.upper()}_URL names; what stops it, {service.PRODUCT}"
-    return service.PRODUCT
+def named(name):
+    """Whether the environment names a real server to use in its place."""
+    return bool(os.environ.get(f"{name.upper()}_URL"))
+
+
+def tested(name, service, why):
+    """What its tests ran against; `why` it is not there, if it is not."""
+    real = f"the server that {name.upper()}_URL names"
+    if why:
+        return f"{real}; what stops it was not run: {why}" if named(name) else f"its tests were not run: {why}"
+    return f"{real}; what stops it, {service.PRODUCT}" if named(name) else service.PRODUCT
+
+
+def skipped(name, service):
+    """Modules of the suite that cannot run without it."""
+    return getattr(service, "OWN_TESTS", ()) + (() if named(name) else getattr(service, "TESTS", ()))
 
 
 def free_port():
@@ -134,11 +145,11 @@ def main(arguments):
         if needed:
             sys.exit(f"required, but not there: {', '.join(needed)}")
         if arguments == ["skips"]:
-            tests = [test for name in missing for test in getattr(found[name], "TESTS", ())]
+            tests = [test for name in missing for test in skipped(name, found[name])]
             print(*(word for test in tests for word in ("--skip", test)))
         elif arguments == ["told"]:
             for name, service in found.items():
-                print(f"service {name}: {'its tests were ignored' if name in missing else tested(name, service)}")
+                print(f"service {name}: {tested(name, service, missing.get(name))}")
         elif arguments != ["install"]:
             run(local, {name: service for name, service in found.items() if name not in missing}, signal.pause)
     except SetupError as error:

@@ -186,7 +186,7 @@ class Services(PackageCase):
 
     def test_one_that_cannot_be_had_is_told_by_name(self):
         found = {"one": service(), "two": service(works=False)}
-        self.assertEqual(services.install(self.local, found), ["two"])
+        self.assertEqual(list(services.install(self.local, found)), ["two"])
 
     def test_every_service_has_what_is_asked_of_it(self):
         for name, module in services.services().items():
@@ -205,11 +205,15 @@ class Services(PackageCase):
 
     def test_the_tests_of_one_that_is_not_there_are_kept_from_running_and_told(self):
         one, two = service(), service(works=False)
-        one.PRODUCT, two.PRODUCT, two.TESTS = "Server 1.0", "Other 2.0", ("other::", "more::")
+        one.PRODUCT, two.PRODUCT, two.TESTS, two.OWN_TESTS = "Server 1.0", "Other 2.0", ("other::",), ("more::",)
         found = {"one": one, "two": two}
-        self.assertEqual(self.told(["skips"], found), "--skip other:: --skip more::\n")
+        why = SetupError("it", "there is none", "Bring one.")
+        self.assertEqual(self.told(["skips"], found), "--skip more:: --skip other::\n")
         self.assertEqual(self.told(["told"], found).splitlines()[-2:],
-                         ["service one: Server 1.0", "service two: its tests were ignored"])
+                         ["service one: Server 1.0", f"service two: its tests were not run: {why}"])
+        with mock.patch.dict(os.environ, {"TWO_URL": "two://"}):
+            self.assertEqual(self.told(["skips"], found), "--skip more::\n")
+            self.assertIn("the server that TWO_URL names; what stops it was not run", self.told(["told"], found))
         with mock.patch.dict(os.environ, {"BULKHEAD_REQUIRE": "two"}), self.assertRaises(SystemExit):
             self.told(["skips"], found)
 
