@@ -1,7 +1,7 @@
 # Everything a person types. `make` alone lists the targets.
 # One build profile (release) for running, testing and measuring: nothing is compiled twice.
 .DEFAULT_GOAL := help
-.PHONY: help setup embedded run services test soak simulate fuzz bench bench-full bench-micro fmt lint deny
+.PHONY: help setup embedded run run-services services test soak simulate fuzz bench bench-full bench-micro fmt lint deny
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -14,7 +14,7 @@ SECONDS ?= 600
 TARGETS := $(notdir $(wildcard tests/corpus/*))
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: embedded ## Obtain PostgreSQL, ONNX Runtime, the embedding model and the services for tests into .local
 	@$(PYTHON) scripts/services.py install
@@ -26,12 +26,17 @@ run: embedded ## Set up, build, start the server with two demo tenants, keep ser
 	$(CARGO) build --release --bin bulkhead
 	@$(PYTHON) scripts/demo.py
 
+run-services: setup ## The same on all services instead of the embedded stores
+	$(CARGO) build --release --bin bulkhead
+	@$(PYTHON) scripts/services.py demo
+
 services: embedded ## Start the services that the server can use beside its own stores, and print how to point it at them
 	@$(PYTHON) scripts/services.py
 
 test: setup ## Set up and run the whole suite
 	@$(PYTHON) -m unittest discover --start-directory scripts --pattern 'test_*.py'
 	$(CARGO) test --release --features laboratory -- $$($(PYTHON) scripts/services.py skips)
+	@$(PYTHON) scripts/services.py api
 	@$(PYTHON) scripts/services.py told
 	@echo "make test: everything passed"
 

@@ -20,6 +20,9 @@ import tarfile
 from parts import Part, SetupError, sha256
 
 
+HERE = pathlib.Path(__file__).resolve().parent
+
+
 class DebianPart(Part):
     """One entry of `debian` in parts.json for this machine, with its places below `local`."""
 
@@ -91,6 +94,32 @@ class DebianPart(Part):
                 words = done.stderr.strip().splitlines()[-1:] or ["no words"]
                 words = words[0]
         return words
+
+
+class DebianProgram(DebianPart):
+    """A program for tests, below .local/vendor, with the shared libraries that its packages hold.
+
+    `places` says where further files of the packages go, and `required` what must be there when it is installed.
+    """
+
+    def __init__(self, name, local, places, required):
+        entries = json.loads((HERE / "parts.json").read_text())["debian"]
+        super().__init__(next(entry for entry in entries if entry["name"] == name), local, "vendor")
+        self.places, self.required = places, required
+
+    def wanted(self, path):
+        """Where a file of a package goes; None for the others."""
+        if path.startswith("usr/lib/") and ".so" in path:
+            return f"lib/{path.rsplit('/', 1)[1]}"
+        return self.places.get(path)
+
+    def is_there(self):
+        return self.is_installed("", self.required)
+
+    def require(self):
+        """Brings it, unless it is there."""
+        if not self.is_there():
+            self.install(self.wanted)
 
 
 def unpack(archive, folder, wanted):

@@ -218,7 +218,7 @@ def await_processed(server, work, bar):
 
 # -- what is shown ----------------------------------------------------------------------------------------------------
 
-BACK_END_WORDS = {"database", "vector", "vectors", "graph", "audit", "cache", "embedding", "embeddings", "language"}
+BACK_END_WORDS = {"database", "vector", "vectors", "graph", "audit", "cache", "limits", "embedding", "embeddings", "language"}
 
 
 def back_ends(configuration, prefix=""):

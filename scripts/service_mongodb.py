@@ -7,17 +7,16 @@
 MongoDB itself is in no registry. This stand-in speaks its protocol; it checks no account, has no roles, no replica
 sets and no transactions, and whatever is run on it says so. A real server is used instead when MONGODB_URL names one.
 
-**Invariant:** nothing is run whose SHA-256 differs from the pin, and no registry is named: Maven is used as the machine
-has it configured.
+**Invariant:** nothing is run whose SHA-256 differs from the pin.
 """
 
 import os
 import pathlib
-import shutil
 import socket
 import struct
 import subprocess
 
+from maven import MavenPart
 from parts import SetupError, sha256
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -61,72 +60,28 @@ ARTIFACTS = (
      "7b751d952061954d5abfed7181c1f645d336091b679891591d63329c622eb832"),
 )
 
-POM = """<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>mongodb</artifactId>
-<version>1</version><dependencies><dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version>
-</dependency></dependencies></project>
-"""
-
 
 def _file(artifact):
     return f"{artifact[1]}-{artifact[2]}.jar"
 
 
-def _is_pinned(folder, artifact):
-    path = folder / _file(artifact)
-    return path.exists() and sha256(path) == artifact[3]
-
-
-def _require_tools(offline):
-    """Java and, unless all artifacts are here, Maven: installed on Debian where root runs this."""
-    wanted = {"java": "default-jre-headless", "javac": "default-jdk-headless"}
-    if not offline:
-        wanted["mvn"] = "maven"
-    missing = [package for program, package in wanted.items() if shutil.which(program) is None]
-    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"  installing Debian's packages {', '.join(missing)}")
-        quiet = {"stdin": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
-        subprocess.run(["apt-get", "update", "-qq"], **quiet)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
-    for program, package in wanted.items():
-        if shutil.which(program) is None:
-            raise SetupError(PRODUCT, f"{program} is missing on this machine",
-                             f"Install it (Debian, Ubuntu: apt-get install {package}), then run this again.")
-
-
-def _download(cache):
-    """Lets Maven resolve the first artifact and what it needs into the cache."""
-    project = cache / "project"
-    project.mkdir(parents=True, exist_ok=True)
-    (project / "pom.xml").write_text(POM.format(*ARTIFACTS[0][:3]))
-    command = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", str(project / "pom.xml"), "dependency:copy-dependencies",
-               "-DincludeScope=runtime", f"-DoutputDirectory={cache}"]
-    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
-        raise SetupError(PRODUCT, "Maven could not obtain its artifacts (its own words are above)",
-                         f"Check the network and Maven's settings, or lay the files into {cache}, then run "
-                         "this again.")
+def part(local):
+    """The jars, of which the first needs the others."""
+    pins = {_file(artifact): artifact[3] for artifact in ARTIFACTS}
+    tools = {"java": "default-jre-headless", "javac": "default-jdk-headless"}
+    return MavenPart(PRODUCT, [ARTIFACTS[0][:3]], pins, local / "cache/maven", tools)
 
 
 def install(local):
     """Lays the checked artifacts and the compiled launcher below `local`; does nothing when they are there."""
     local = pathlib.Path(local)
-    folder, cache = local / "vendor/mongodb", local / "cache/maven"
+    folder, jars = local / "vendor/mongodb", part(local)
     stamp, source = folder / "launcher.sha256", sha256(LAUNCHER)
     is_compiled = stamp.exists() and stamp.read_text() == source
-    if is_compiled and all(_is_pinned(folder, artifact) for artifact in ARTIFACTS):
+    if is_compiled and jars.are_pinned(folder):
         return
     print(f"mongodb: {PRODUCT}")
-    is_cached = all(_is_pinned(cache, artifact) for artifact in ARTIFACTS)
-    _require_tools(is_cached)
-    if not is_cached:
-        _download(cache)
-    for artifact in ARTIFACTS:
-        if not _is_pinned(cache, artifact):
-            raise SetupError(PRODUCT, f"{_file(artifact)} has not the SHA-256 that is pinned",
-                             "Do not use it. Find out what stands between this machine and the registry.")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for artifact in ARTIFACTS:
-        shutil.copyfile(cache / _file(artifact), folder / _file(artifact))
+    jars.lay(folder)
     compiled = subprocess.run(["javac", "-d", str(folder / "classes"), "-cp", _jars(folder), str(LAUNCHER)],
                               stdin=subprocess.DEVNULL)
     if compiled.returncode != 0:

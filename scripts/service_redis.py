@@ -1,12 +1,9 @@
 """Redis from Debian, for tests and `make services`. Unpacked below .local/vendor/redis; needs no root."""
 
-import json
-import pathlib
 import socket
 
-from debian import DebianPart
+from debian import DebianProgram
 
-HERE = pathlib.Path(__file__).resolve().parent
 PRODUCT = "Redis 7.0.15, as Debian packages it"
 REQUIRED = ("bin/redis-server", "bin/redis-cli", "lib/liblzf.so.1", "lib/libjemalloc.so.2", "lib/libatomic.so.1")
 # Debian's server is a link to this program, which looks at its own name.
@@ -14,23 +11,13 @@ NAMES = {"usr/bin/redis-check-rdb": "bin/redis-server", "usr/bin/redis-cli": "bi
          "usr/share/doc/redis-tools/copyright": "LICENSE"}
 
 
-def part(local):
-    entries = json.loads((HERE / "parts.json").read_text())["debian"]
-    return DebianPart(next(entry for entry in entries if entry["name"] == "redis"), local, "vendor")
-
-
-def wanted(path):
-    """Where a file of a package goes; None for the others."""
-    if path.startswith("usr/lib/") and ".so" in path:
-        return f"lib/{path.rsplit('/', 1)[1]}"
-    return NAMES.get(path)
+def program(local):
+    return DebianProgram("redis", local, NAMES, REQUIRED)
 
 
 def install(local):
     """Brings Redis below `local`, unless it is there."""
-    redis = part(local)
-    if not redis.is_installed("", REQUIRED):
-        redis.install(wanted)
+    program(local).require()
 
 
 def command(local, folder, port):
@@ -43,7 +30,8 @@ def command(local, folder, port):
 
 def environment(port):
     """What points a server at it."""
-    return {"BULKHEAD__LIMITS__BACKEND": "redis", "BULKHEAD__REDIS__URL": f"redis://127.0.0.1:{port}"}
+    return {"BULKHEAD__LIMITS__BACKEND": "redis", "BULKHEAD__CACHE__BACKEND": "redis",
+            "BULKHEAD__REDIS__URL": f"redis://127.0.0.1:{port}"}
 
 
 def ready(port):

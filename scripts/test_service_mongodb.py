@@ -7,6 +7,7 @@ import unittest
 from unittest import mock
 
 import service_mongodb
+from maven import MavenPart
 from parts import SetupError
 
 
@@ -19,13 +20,13 @@ class ServiceMongodb(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             cache = pathlib.Path(folder) / "cache/maven"
 
-            def brings_others(where):
-                where.mkdir(parents=True)
-                for artifact in service_mongodb.ARTIFACTS:
-                    (where / service_mongodb._file(artifact)).write_bytes(b"another")
+            def brings_others(part):
+                part.cache.mkdir(parents=True)
+                for name in part.pins:
+                    (part.cache / name).write_bytes(b"another")
 
-            with mock.patch.object(service_mongodb, "_require_tools"), \
-                    mock.patch.object(service_mongodb, "_download", brings_others), \
+            with mock.patch.object(MavenPart, "require_tools"), \
+                    mock.patch.object(MavenPart, "download", brings_others), \
                     self.assertRaises(SetupError):
                 service_mongodb.install(folder)
             self.assertTrue(cache.exists())

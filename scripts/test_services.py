@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import unittest
 from unittest import mock
 
 import debian
+import service_pgbouncer
 import service_redis
 import services
 from parts import SetupError
@@ -184,9 +186,68 @@ class Services(PackageCase):
             services.run(self.local, {"one": service(), "two": service(works=False)}, lambda: self.fail("ran"))
         self.assertEqual([one.process.poll() is not None for one in running], [True, True])
 
+    def test_a_services_folder_holds_nothing_but_its_own(self):
+        with contextlib.redirect_stdout(io.StringIO()), \
+                services.running_in(self.local, {"one": service()}, self.local / "data"):
+            self.assertEqual(list((self.local / "data/one").iterdir()), [])
+            self.assertTrue((self.local / "data/one.log").exists())
+
+    def ran(self, script, **found):
+        """Exit code of a Python program that is run with the environment of the services, and what it printed."""
+        with tempfile.TemporaryFile("w+") as output, contextlib.redirect_stdout(io.StringIO()):
+            popen = subprocess.Popen
+            with mock.patch.object(subprocess, "Popen",
+                                   lambda command, **how: popen(command, **{"stdout": output, **how})):
+                code = services.run_with(self.local, found, self.local / "data", [sys.executable, "-c", script],
+                                         {"FURTHER": "more"})
+            output.seek(0)
+            return code, output.read()
+
+    def test_a_command_runs_with_the_environment_of_the_services_and_its_exit_code_comes_back(self):
+        code, printed = self.ran("import os; print(os.environ['BULKHEAD__SERVICE__PORT'], os.environ['FURTHER']); exit(7)",
+                                 one=service())
+        self.assertEqual(code, 7)
+        port, more = printed.split()
+        self.assertEqual(more, "more")
+        self.assertIsNone(service().ready(int(port)))
+
+    def test_a_signal_reaches_the_command_once_and_the_services_end_after_it(self):
+        script = """if True:
+            import os, signal, time
+            seen = []
+            signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(0.5)
+            exit(40 + len(seen))"""
+        self.assertEqual(self.ran(script, one=service())[0], 41)
+
+    def test_the_demo_and_a_command_want_every_service(self):
+        for arguments in (["demo"], ["with", "true"]):
+            with self.assertRaisesRegex(SystemExit, "two"):
+                self.told(arguments, {"one": service(), "two": service(works=False)})
+
+    def test_the_demo_runs_on_the_services_with_a_folder_of_its_own(self):
+        seen = {}
+
+        def run_with(local, found, data, command, further):
+            seen.update(local=local, found=found, data=data, command=command, further=dict(further))
+            return 5
+
+        with mock.patch.object(services, "run_with", run_with), self.assertRaises(SystemExit) as ended:
+            self.told(["demo"], {"one": service()})
+        self.assertEqual(ended.exception.code, 5)
+        self.assertEqual(seen["command"][1:], [str(services.HERE / "demo.py")])
+        self.assertEqual(seen["further"], {"BULKHEAD__DATA_DIR": str(seen["local"] / "services/demo/data")})
+
     def test_one_that_cannot_be_had_is_told_by_name(self):
         found = {"one": service(), "two": service(works=False)}
         self.assertEqual(list(services.install(self.local, found)), ["two"])
+
+    def test_one_that_stands_in_front_of_another_or_is_not_there_is_not_started(self):
+        alone, front = service(), service()
+        front.STARTS_ALONE = False
+        found = {"alone": alone, "front": front, "gone": service()}
+        self.assertEqual(services.started(found, {"gone": "why"}), {"alone": alone})
 
     def test_every_service_has_what_is_asked_of_it(self):
         for name, module in services.services().items():
@@ -209,13 +270,62 @@ class Services(PackageCase):
         found = {"one": one, "two": two}
         why = SetupError("it", "there is none", "Bring one.")
         self.assertEqual(self.told(["skips"], found), "--skip more:: --skip other::\n")
-        self.assertEqual(self.told(["told"], found).splitlines()[-2:],
-                         ["service one: Server 1.0", f"service two: its tests were not run: {why}"])
+        self.assertEqual(self.told(["told"], found).splitlines()[-3:],
+                         ["service one: Server 1.0", f"service two: its tests were not run: {why}",
+                          "the API's tests on all services: not run without two"])
         with mock.patch.dict(os.environ, {"TWO_URL": "two://"}):
             self.assertEqual(self.told(["skips"], found), "--skip more::\n")
             self.assertIn("the server that TWO_URL names; what stops it was not run", self.told(["told"], found))
         with mock.patch.dict(os.environ, {"BULKHEAD_REQUIRE": "two"}), self.assertRaises(SystemExit):
             self.told(["skips"], found)
+
+    def test_what_could_be_had_is_named_for_a_program_and_what_could_not_ends_with_3(self):
+        loud = service()
+        loud.install = lambda local: subprocess.run(["echo", "noise of a program"], check=True)
+        found = {"one": loud, "two": service(works=False)}
+        self.assertEqual(self.told(["obtained"], found), "one\n")
+        for services_found, code in ((found, 3), ({"one": loud}, 0)):
+            with self.assertRaises(SystemExit) as ended:
+                self.told(["complete"], services_found)
+            self.assertEqual(ended.exception.code, code)
+
+    def test_the_tests_of_whole_servers_run_on_all_services_or_say_that_they_did_not(self):
+        command = services.api_command([])
+        words = command[command.index("--") + 1:]
+        skipped = [words[n + 1] for n, word in enumerate(words) if word == "--skip"]
+        modules = [word for word in words if word.endswith("::")]
+        self.assertGreater(len(modules), 15)
+        self.assertEqual(len(words), len(modules) + 2 * len(skipped))
+        for test in [*modules, *skipped]:
+            *modules_in, name = test.split("::")
+            text = (services.ROOT / f"tests/suite/{'/'.join(modules_in)}.rs").read_text(encoding="utf-8")
+            self.assertRegex(text, rf"\bfn {name}\b" if name else ".")
+
+    def test_every_module_that_starts_servers_is_run_on_services_or_says_why_not(self):
+        lines = (services.ROOT / "tests/suite/on_services.txt").read_text(encoding="utf-8").splitlines()
+        listed = [line.split(maxsplit=2) for line in lines if line and not line.startswith("#")]
+        for line in listed:
+            self.assertTrue(line[0] == "+" or line[0] == "-" and len(line) == 3, line)
+        names = {name for _, name, *_ in listed}
+        self.assertEqual(len(names), len(listed))
+        for path in (services.ROOT / "tests/suite").glob("*.rs"):
+            text = path.read_text(encoding="utf-8")
+            starts = re.search(r"crate::(server|running|command_line)::", text) and re.search(r"#\[(tokio::)?test", text)
+            if starts:
+                self.assertIn(path.stem, names)
+
+    def test_what_is_not_run_on_services_is_told(self):
+        printed = self.told(["api"], {"one": service(), "two": service(works=False)})
+        self.assertIn("are not run without two", printed)
+        seen = {}
+
+        def run_with(local, found, data, command, further):
+            seen.update(further)
+            return 0
+
+        with mock.patch.object(services, "run_with", run_with), self.assertRaises(SystemExit) as ended:
+            self.told(["api"], {"one": service()})
+        self.assertEqual((ended.exception.code, seen), (0, {"BULKHEAD_TEST_PROFILE": "services"}))
 
 
 @unittest.skipUnless((services.ROOT / ".local/vendor/redis/bin/redis-server").exists(),
@@ -223,13 +333,28 @@ class Services(PackageCase):
 class Redis(PackageCase):
     def test_the_real_one_starts_and_says_its_version(self):
         local = services.ROOT / ".local"
-        self.assertTrue(service_redis.part(local).is_installed("", service_redis.REQUIRED))
+        self.assertTrue(service_redis.program(local).is_there())
         (self.local / "vendor").rmdir()
         (self.local / "vendor").symlink_to(local / "vendor")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             services.run(self.local, {"redis": service_redis}, lambda: None)
         self.assertIn("# Redis 7.0.15 on 127.0.0.1:", printed.getvalue())
         self.assertIn("export BULKHEAD__LIMITS__BACKEND=redis", printed.getvalue())
+
+
+@unittest.skipUnless((services.ROOT / ".local/vendor/pgbouncer/bin/pgbouncer").exists(),
+                     "make setup has not brought PgBouncer")
+class PgBouncer(PackageCase):
+    def test_the_real_one_starts(self):
+        local = services.ROOT / ".local"
+        self.assertTrue(service_pgbouncer.program(local).is_there())
+        (self.local / "vendor").rmdir()
+        (self.local / "vendor").symlink_to(local / "vendor")
+        # It gives up root, and then reads its settings.
+        self.local.chmod(0o755)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            services.run(self.local, {"pgbouncer": service_pgbouncer}, lambda: None)
+        self.assertIn("# PgBouncer 1.18.0 on 127.0.0.1:", printed.getvalue())
 
 
 if __name__ == "__main__":
