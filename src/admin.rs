@@ -1,5 +1,8 @@
-//! What operators do to tenants, their keys and tokens: each action checked, done, and in the audit log with
-//! its reason before it is answered. The admin routes and the command line go through here.
+//! What operators do to tenants, their keys and tokens: each action checked, done, and in the audit log with its reason.
+//! The admin routes and the command line go through here.
+//!
+//! What changes a row is recorded by the transaction that changes it. What only reads is recorded before it is answered,
+//! and what takes longer than a transaction (repairing, rebuilding, moving) before it begins.
 //!
 //! **Invariant:** no action without an operator's authority and a stated reason.
 //! **Invariant:** a secret is in the answer to the call that made it, and nowhere else.
@@ -21,10 +24,11 @@ use crate::domain::clock::Clock;
 use crate::domain::finding::{Finding, Report, Severity};
 use crate::domain::ids::{IdSource, Slug, TenantId};
 use crate::domain::limits::{LimitOverrides, Limits};
-use crate::store::postgres::control::{KeyView, NewKey, TenantView};
+use crate::store::postgres::administer::{NewKey, NewOperatorKey};
+use crate::store::postgres::control::{KeyView, TenantView};
 use crate::store::postgres::models::ReembedView;
 use crate::store::postgres::usage::Usage;
-use crate::store::{Audit, ErrorKind, StoreError, Stores};
+use crate::store::{Audit, ErrorKind, OperatorAct, StoreError, Stores};
 use crate::telemetry::tenants::Recent;
 use crate::tenancy::{ApiKey, KeyKind, KeyPepper, LimitSettings, MintError, OperatorScope, TokenSigner};
 
@@ -33,7 +37,9 @@ pub use forms::{
     CreatedKey, CreatedOperator, CreatedToken, Deletion, Fault, Faults, NewLimits, NewModel, NewOperator,
     NewTenant, NewTenantKey, NewToken, Reason, TenantDetails, TenantPage,
 };
-pub use upkeep::{Examination, Examined, IndexKeeper, NamespaceExamined, NewBackup, Rebuilt, Upkeep};
+pub use upkeep::{
+    Examination, Examined, IndexKeeper, NamespaceExamined, NewBackup, NewPlacement, Placed, Rebuilt, Upkeep,
+};
 
 pub(crate) use top::compare;
 pub use top::{Comparison, Resource, TenantMetrics};
@@ -58,8 +64,8 @@ pub enum AdminError {
     /// There is no such tenant or key, or it was deleted.
     #[error("there is no such tenant or key")]
     NotFound,
-    /// The store is away, or the action could not be written into the audit log: it may be done, and is not to
-    /// be answered as done.
+    /// The store is away, or the action could not be written into the audit log: it was not done. Unless the answer to
+    /// its commit was lost: then it is done and recorded, or neither.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -97,21 +103,19 @@ impl Administration {
         // Parsed before: what was stated can be a slug.
         let stated = new.slug.as_deref().and_then(|slug| Slug::parse(slug).ok());
         let slug = stated.clone().or_else(|| slug_of(name));
+        let act = |slug: &Slug| self.act(by, "tenant.create", &new.reason, [slug.as_str().to_owned()]);
         let mut made = match &slug {
-            Some(slug) => self.stores.tenant_create(by, name, slug).await?,
+            Some(slug) => self.stores.tenant_create(act(slug), name, slug).await?,
             None => None,
         };
         if made.is_none() && stated.is_none() {
             let base = slug.as_ref().map_or("tenant", Slug::as_str);
             let ending = hex::encode(&self.ids.secret()[..4]);
             if let Ok(slug) = Slug::parse(&format!("{base}-{ending}")) {
-                made = self.stores.tenant_create(by, name, &slug).await?;
+                made = self.stores.tenant_create(act(&slug), name, &slug).await?;
             }
         }
-        let tenant = made.ok_or(AdminError::SlugTaken)?;
-        let slug = tenant.slug.clone();
-        self.record(by, Some(tenant.tenant_id), "tenant.create", &new.reason, [slug]).await?;
-        Ok(tenant)
+        made.ok_or(AdminError::SlugTaken)
     }
 
     /// A page of the tenants that are not deleted, at most [`MAX_TENANTS`].
@@ -158,11 +162,10 @@ impl Administration {
         new: &NewLimits,
     ) -> Result<TenantDetails, AdminError> {
         new.require()?;
-        let set = self.stores.tenant_set_limits(by, tenant, &new.limits).await?;
-        let details = self.details(set.ok_or(AdminError::NotFound)?);
         let changes = new.limits.iter().map(|(name, value)| format!("{name}={value}"));
-        self.record(by, Some(tenant.0), "tenant.limits", &new.reason, changes).await?;
-        Ok(details)
+        let act = self.act(by, "tenant.limits", &new.reason, changes);
+        let set = self.stores.tenant_set_limits(act, tenant, &new.limits).await?;
+        Ok(self.details(set.ok_or(AdminError::NotFound)?))
     }
 
     /// What a tenant that is not deleted keeps, and what it may.
@@ -244,11 +247,8 @@ impl Administration {
         suspended: bool,
     ) -> Result<TenantView, AdminError> {
         why.require()?;
-        let view = self.stores.tenant_set_suspended(by, tenant, suspended).await?;
-        let view = view.ok_or(AdminError::NotFound)?;
-        let action = if suspended { "tenant.suspend" } else { "tenant.resume" };
-        self.record(by, Some(tenant.0), action, &why.reason, []).await?;
-        Ok(view)
+        let act = self.act(by, if suspended { "tenant.suspend" } else { "tenant.resume" }, &why.reason, []);
+        self.stores.tenant_set_suspended(act, tenant, suspended).await?.ok_or(AdminError::NotFound)
     }
 
     /// Deletes a tenant: refused and without keys from now on, its data removed by a job.
@@ -262,8 +262,8 @@ impl Administration {
         why: &Reason,
     ) -> Result<Deletion, AdminError> {
         why.require()?;
-        let (view, job_id) = self.stores.tenant_delete(by, tenant).await?.ok_or(AdminError::NotFound)?;
-        self.record(by, Some(tenant.0), "tenant.delete", &why.reason, [job_id.to_string()]).await?;
+        let act = self.act(by, "tenant.delete", &why.reason, []);
+        let (view, job_id) = self.stores.tenant_delete(act, tenant).await?.ok_or(AdminError::NotFound)?;
         Ok(Deletion { tenant: view, job_id })
     }
 
@@ -288,10 +288,10 @@ impl Administration {
             namespaces: new.namespaces.clone(),
             expires_at,
         };
-        if !self.stores.key_create(by, tenant, &stored).await? {
+        let act = self.act(by, "key.create", &new.reason, [stored.key_id.clone()]);
+        if !self.stores.key_create(act, tenant, &stored).await? {
             return Err(AdminError::NotFound);
         }
-        self.record(by, Some(tenant.0), "key.create", &new.reason, [stored.key_id.clone()]).await?;
         let api_key = key.expose().expose_secret().to_owned();
         Ok(CreatedKey {
             key_id: stored.key_id,
@@ -325,10 +325,9 @@ impl Administration {
         why: &Reason,
     ) -> Result<(), AdminError> {
         why.require()?;
-        if !self.stores.key_revoke(by, tenant, key_id).await? {
-            return Err(AdminError::NotFound);
-        }
-        self.record(by, Some(tenant.0), "key.revoke", &why.reason, [key_id.to_owned()]).await
+        let act = self.act(by, "key.revoke", &why.reason, [key_id.to_owned()]);
+        let found = self.stores.key_revoke(act, tenant, key_id).await?;
+        found.then_some(()).ok_or(AdminError::NotFound)
     }
 
     /// Signs a token for a tenant that is active.
@@ -368,10 +367,10 @@ impl Administration {
         new: &NewOperator,
     ) -> Result<CreatedOperator, AdminError> {
         new.require()?;
-        let name = new.name.trim();
         let key = ApiKey::generate(KeyKind::Operator, self.ids.as_ref());
-        self.stores.operator_require(key.id(), key.digest(&self.pepper), name).await?;
-        self.record(by, None, "operator.create", &new.reason, [key.id().to_owned()]).await?;
+        let act = self.act(by, "operator.create", &new.reason, [key.id().to_owned()]);
+        let (digest, name) = (key.digest(&self.pepper), new.name.trim());
+        self.stores.operator_create(act, NewOperatorKey { key_id: key.id(), digest, name }).await?;
         let operator_key = key.expose().expose_secret().to_owned();
         Ok(CreatedOperator { key_id: key.id().to_owned(), operator_key })
     }
@@ -393,14 +392,11 @@ impl Administration {
             let rule = format!("one of {names}; embedding.further names further ones");
             return Err(AdminError::Invalid(vec![Fault { field: "model", rule }]));
         };
-        let begun = self.stores.reembed_create(by, tenant, new.namespace.as_deref(), model).await;
-        let view = match begun {
-            Err(error) if error.kind == ErrorKind::Conflict => return Err(AdminError::ModelChanging),
-            begun => begun?.ok_or(AdminError::NotFound)?,
-        };
-        let ids = [view.job_id.to_string(), new.model.clone()];
-        self.record(by, Some(tenant.0), "model.change", &new.reason, ids).await?;
-        Ok(view)
+        let act = self.act(by, "model.change", &new.reason, [new.model.clone()]);
+        match self.stores.reembed_create(act, tenant, new.namespace.as_deref(), model).await {
+            Err(error) if error.kind == ErrorKind::Conflict => Err(AdminError::ModelChanging),
+            begun => begun?.ok_or(AdminError::NotFound),
+        }
     }
 
     /// How far a change of model has come.
@@ -422,7 +418,8 @@ impl Administration {
     /// [`AdminError`].
     pub async fn diagnose(&self, by: &OperatorScope) -> Result<Report, AdminError> {
         let mut report = Box::pin(self.stores.diagnose(by)).await;
-        report.findings.extend(lost_events(self.audit.counts().lost));
+        report.findings.extend(audit::lost_events(self.audit.counts().lost));
+        report.findings.extend(self.upkeep.calls.left_alone().into_iter().map(left_alone));
         self.record(by, None, "doctor.examine", "", []).await?;
         Ok(report)
     }
@@ -434,6 +431,18 @@ impl Administration {
         Ok(self.limits.tenant.with(&set))
     }
 
+    /// An action that changes rows, for the store to record with the change.
+    fn act(
+        &self,
+        by: &OperatorScope,
+        action: &'static str,
+        reason: &str,
+        ids: impl IntoIterator<Item = String>,
+    ) -> OperatorAct {
+        self.audit.operator_act(by, entry(action, reason, ids))
+    }
+
+    /// Records an action that changes no row, before it is answered or begun.
     async fn record(
         &self,
         by: &OperatorScope,
@@ -442,24 +451,24 @@ impl Administration {
         reason: &str,
         ids: impl IntoIterator<Item = String>,
     ) -> Result<(), AdminError> {
-        let entry =
-            AuditEntry::new(AuditKind::Admin, action, Decision::Allowed).because(reason.trim()).with_ids(ids);
+        let entry = entry(action, reason, ids);
         Ok(self.audit.record_operator(by, tenant.map(TenantId), entry).await?)
     }
 }
 
-fn lost_events(lost: u64) -> Option<Finding> {
-    let finding = || {
-        Finding::new(
-            Severity::Error,
-            "audit.lost",
-            format!("{lost} audit events were lost since this server began to serve"),
-            "Nobody can tell later what was asked or changed then.",
-            "The server's log says when. The database was away or too slow for audit.attempts, or audit.queue or the \
-             spool (audit.mongodb.spool_bytes) was full: mend what is away, or raise the setting.",
-        )
-    };
-    (lost > 0).then(finding)
+fn entry(action: &'static str, reason: &str, ids: impl IntoIterator<Item = String>) -> AuditEntry {
+    AuditEntry::new(AuditKind::Admin, action, Decision::Allowed).because(reason.trim()).with_ids(ids)
+}
+
+fn left_alone(service: &'static str) -> Finding {
+    Finding::new(
+        Severity::Warning,
+        "stores.resting",
+        format!("{service} is left alone for a while: it failed several times in a row"),
+        "The server goes on without it, and worse: docs/services.md says how.",
+        "The server's log has the reason under the service's name. When that is mended, the service is used again by \
+         itself.",
+    )
 }
 
 /// A short name made from a name: what of it can be in a host name, with room for an ending.
@@ -475,12 +484,6 @@ fn slug_of(name: &str) -> Option<Slug> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lost_audit_events_are_told_by_their_number() {
-        assert_eq!(lost_events(0), None);
-        assert!(lost_events(3).is_some_and(|finding| finding.what.starts_with("3 audit events were lost")));
-    }
 
     #[test]
     fn a_slug_is_made_of_what_of_a_name_can_be_in_a_host_name() {

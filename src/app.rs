@@ -4,6 +4,7 @@ mod audit;
 pub mod backup;
 pub mod bench;
 mod clock;
+mod database;
 pub mod doctor;
 pub mod eval;
 mod measured;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use anyhow::Context;
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
+#[cfg(feature = "laboratory")]
 use sqlx::postgres::PgConnectOptions;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,31 +31,37 @@ use uuid::Uuid;
 use audit::Forwarder;
 use pulse::{Pulse, Usages};
 use services::Around;
-pub use settings::{DatabaseSettings, Settings, VectorBackend, VectorIndexSettings};
+pub use settings::{
+    DatabaseSettings, GraphBackend, GraphSettings, Settings, VectorBackend, VectorIndexSettings,
+};
 use work::Background;
 pub use work::while_working;
 
-use crate::admin::{Administration, Upkeep};
+use crate::admin::{Administration, IndexKeeper, Upkeep};
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::{IdSource, ModelId, SystemIds};
 use crate::inference::{LanguageModel, Models};
+use crate::jobs::graph_keeper::GraphKeeper;
 use crate::jobs::orphans::OrphanSweep;
 use crate::jobs::partitions;
 use crate::jobs::projector::Projector;
 use crate::jobs::stages::Stages;
 use crate::retrieval::Engine;
-use crate::retrieval::engine::OnBehind;
+use crate::store::Stores;
 use crate::store::audit::Audit;
 use crate::store::backup::is_unfinished;
 use crate::store::layers::Calls;
-use crate::store::postgres::bootstrap::{ForeignSecrets, bootstrap};
-use crate::store::postgres::roles::Role;
-use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
-use crate::store::postgres::server::{DataLock, PrivateServer, ServerPaths};
-use crate::store::postgres::{Postgres, RoleAddresses, migrate};
+use crate::store::postgres::Postgres;
+#[cfg(feature = "laboratory")]
+use crate::store::postgres::RoleAddresses;
+use crate::store::postgres::administer::NewOperatorKey;
+use crate::store::postgres::server::{DataLock, PrivateServer};
+#[cfg(feature = "laboratory")]
+use crate::store::qdrant::QdrantIndex;
 use crate::store::qdrant_edge::EdgeIndex;
+use crate::store::redis::RedisClient;
 use crate::store::uploads::Uploads;
-use crate::store::{Corpus, Stores};
 use crate::telemetry::{Metrics, Readiness};
 use crate::tenancy::{
     ApiKey, Authenticator, Directory, KeyKind, KeyPepper, LimitSettings, TokenSigner, secret_file,
@@ -79,10 +87,12 @@ pub struct Foundation {
     forwarder: Option<Forwarder>,
     limits: LimitSettings,
     projector: Projector,
+    graphs: Option<GraphKeeper>,
     upkeep: Upkeep,
     postgres: Postgres,
     index: Arc<EdgeIndex>,
     calls: Arc<Calls>,
+    redis: Option<RedisClient>,
     private: Option<PrivateServer>,
     node: Uuid,
     #[cfg(feature = "laboratory")]
@@ -96,6 +106,8 @@ pub struct Foundation {
 pub struct Laboratory {
     /// The shards.
     pub index: Arc<EdgeIndex>,
+    /// The index in a Qdrant server, where there is one.
+    pub qdrant: Option<QdrantIndex>,
     /// The database, for each role.
     pub addresses: RoleAddresses,
     /// The private database, for its superuser.
@@ -119,32 +131,17 @@ impl Foundation {
             "a restore into {} was broken off; run it again with --replace",
             data_dir.display()
         );
-        let (private, addresses) = database(settings, &data_dir, &lock).await?;
-        migrate::migrate(&addresses.owner, model).await.context("the database could not be prepared")?;
-        migrate::require_isolation(&addresses.owner)
-            .await
-            .context("the database does not keep tenants apart")?;
-        let embedding = settings.embedding.clone();
-        let mut models = tokio::task::spawn_blocking(move || embedding.identify_further()).await??;
-        let further: Vec<ModelId> = models.iter().map(|(_, id)| id.clone()).collect();
-        migrate::add_models(&addresses.owner, &further).await.context("a model has no partition")?;
-        models.insert(0, (settings.embedding.model.clone(), model.clone()));
-        let postgres = Postgres::new(
-            &addresses,
-            &settings.database.pools,
-            model.clone(),
-            Arc::clone(&clock),
-            Arc::clone(&ids),
-        )
-        .with_vectors(settings.database.vectors.clone())
-        .with_models(models);
+        let (private, reach) = database::reach(settings, &data_dir, &lock).await?;
+        let calls = Arc::<Calls>::default();
+        #[cfg(feature = "laboratory")]
+        let addresses = reach.primary.clone();
+        let postgres = database::open(settings, reach, model, &calls, (&clock, &ids)).await?;
         let shards = settings.vectors.edge();
         let index = Arc::new(EdgeIndex::new(data_dir.join("shards"), shards, Arc::clone(&clock))?);
-        let uploads = Uploads::in_folder(&data_dir.join("uploads"))?;
-        let calls = Arc::<Calls>::default();
+        let uploads = Uploads::in_folder(&settings.uploads_in(&data_dir))?;
         let around = Around { settings, data_dir: &data_dir, calls: &calls, clock: &clock, ids: &ids };
-        let vectors = services::vectors(&around, &index, &postgres)?;
-        let stores = Stores::new(postgres.clone(), vectors, uploads);
+        let services::Vectors { index: vectors, qdrant } = services::vectors(&around, &index, &postgres)?;
+        let stores = services::with_graph(&around, Stores::new(postgres.clone(), vectors, uploads));
         let node = node(&data_dir, ids.as_ref())?;
 
         #[cfg(feature = "laboratory")]
@@ -152,13 +149,14 @@ impl Foundation {
         let secrets = data_dir.join("secrets");
         let pepper_file = secrets.join("api-key-pepper");
         let pepper = KeyPepper::load_or_create(&pepper_file, ids.as_ref())?;
+        let redis = services::redis(&around)?;
+        let stores = services::with_caches(&around, &pepper, redis.as_ref(), stores);
         let signer = TokenSigner::load_or_create(
             &secrets.join("token-key.pem"),
             &settings.auth,
             Arc::clone(&clock),
             Arc::clone(&ids),
         )?;
-        first_operator(&stores, &secrets.join("operator.key"), ids.as_ref(), &pepper).await?;
         let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
         let authenticator = Authenticator::new(
             directory,
@@ -171,6 +169,8 @@ impl Foundation {
             secret_file::load_or_create(&secrets.join("audit-key"), || hex::encode(ids.secret()).into())?;
         let audit_key = Sha256::digest(audit_key.expose_secret().as_bytes()).into();
         let (audit, forwarder) = Box::pin(audit::open(&around, &postgres, &audit_key)).await?;
+        let operator_key = secrets.join("operator.key");
+        first_operator(&stores, &audit, &operator_key, ids.as_ref(), &pepper).await?;
         let directory: Arc<dyn Directory> = Arc::new(postgres.clone());
         let projector = Projector::new(
             stores.clone(),
@@ -180,7 +180,14 @@ impl Foundation {
             Arc::clone(&clock),
         );
         let margin = Duration::from_secs(settings.orphans.margin_seconds);
-        let upkeep = Upkeep { indexes: Arc::new(projector.clone()), directory, margin };
+        #[cfg(feature = "laboratory")]
+        let in_qdrant = qdrant.clone();
+        let placements = services::placements(&around, qdrant, &stores, &directory, &projector);
+        let indexes = Arc::new(projector.clone());
+        let graphs = services::graph_keeper(&around, &stores);
+        let kept = graphs.clone().map(|graphs| Arc::new(graphs) as Arc<dyn IndexKeeper>);
+        let upkeep =
+            Upkeep { calls: Arc::clone(&calls), indexes, graphs: kept, directory, placements, margin };
         Ok(Self {
             clock,
             ids,
@@ -192,14 +199,16 @@ impl Foundation {
             forwarder,
             limits: settings.limits.clone(),
             projector,
+            graphs,
             upkeep,
             postgres,
             index: Arc::clone(&index),
             calls,
+            redis,
             private,
             node,
             #[cfg(feature = "laboratory")]
-            laboratory: Laboratory { index, addresses, superuser, model: model.clone() },
+            laboratory: Laboratory { index, qdrant: in_qdrant, addresses, superuser, model: model.clone() },
             _lock: lock,
         })
     }
@@ -247,47 +256,10 @@ fn node(data_dir: &Path, ids: &dyn IdSource) -> anyhow::Result<Uuid> {
     node.with_context(|| format!("{} does not hold an identity", file.display()))
 }
 
-/// The addresses of the database, private or given.
-async fn database(
-    settings: &Settings,
-    data_dir: &Path,
-    lock: &DataLock,
-) -> anyhow::Result<(Option<PrivateServer>, RoleAddresses)> {
-    let name = settings.database.name.as_str();
-    let administrator = settings.database.administrator().context("database.url_file cannot be read")?;
-    if let Some(url) = administrator {
-        let admin: PgConnectOptions = url.parse().context("the database's address cannot be read")?;
-        let secrets = RoleSecrets::load_or_create(&data_dir.join("secrets"), &SystemEntropy)?;
-        bootstrap(&admin, name, &secrets, ForeignSecrets::Refuse).await?;
-        return Ok((None, addresses_of(&admin, &secrets, name)));
-    }
-    let paths = ServerPaths {
-        install: std::path::absolute(&settings.database.install)?,
-        data_dir: data_dir.to_owned(),
-    };
-    let server = PrivateServer::start(&paths, &settings.database.server, &SystemEntropy, lock).await?;
-    server.bootstrap(name).await?;
-    let addresses = server.addresses(name);
-    Ok((Some(server), addresses))
-}
-
-/// The addresses of the roles in the database of an administrator's address.
-fn addresses_of(admin: &PgConnectOptions, secrets: &RoleSecrets, name: &str) -> RoleAddresses {
-    let address = |role: Role| {
-        admin.clone().username(role.name()).password(secrets.of(role).expose_secret()).database(name)
-    };
-    RoleAddresses {
-        owner: address(Role::Owner),
-        app: address(Role::App),
-        auth: address(Role::Auth),
-        dispatch: address(Role::Dispatch),
-        control: address(Role::Control),
-    }
-}
-
 /// Makes the first operator credential and writes it where the command line finds it.
 async fn first_operator(
     stores: &Stores,
+    audit: &Audit,
     file: &Path,
     ids: &dyn IdSource,
     pepper: &KeyPepper,
@@ -296,8 +268,11 @@ async fn first_operator(
     let secret = secret_file::load_or_create(file, made)?;
     let key = ApiKey::parse(secret.expose_secret().trim())
         .with_context(|| format!("{} does not hold an operator's key", file.display()))?;
-    stores.operator_require(key.id(), key.digest(pepper), "first").await?;
-    Ok(())
+    let entry = AuditEntry::new(AuditKind::Admin, "operator.create", Decision::Allowed)
+        .because("the first operator of this data folder")
+        .with_ids([key.id()]);
+    let first = NewOperatorKey { key_id: key.id(), digest: key.digest(pepper), name: "first" };
+    Ok(stores.operator_require(audit.server_act(entry), first).await?)
 }
 
 /// A server that runs.
@@ -361,14 +336,13 @@ impl Server {
         };
         meters::watch(&metrics, parts);
         metrics.watch(move |page| alarms.write(page));
+        let caches = stores.caches().clone();
+        metrics.watch(move |page| caches.write(page));
         let forwarder = foundation.forwarder.as_ref();
         pulse.beat().await;
         let directory: Arc<dyn Directory> = Arc::new(foundation.postgres.clone());
         let orphans = OrphanSweep::new(stores.clone(), directory, settings.orphans, Arc::clone(clock));
-        let kick = {
-            let projector = projector.clone();
-            Arc::new(move |corpus: &Corpus| projector.kick(corpus.partition())) as OnBehind
-        };
+        let (kick, graph_kicks) = services::kicks(&settings, &projector);
         let engine = Engine::new(
             models.clone(),
             lexicon,
@@ -376,6 +350,7 @@ impl Server {
             Arc::clone(clock),
             Arc::clone(&kick),
         );
+        let graphs = services::graph_projector(&settings, &foundation, &engine, graph_kicks);
         let app = http::App {
             stores: stores.clone(),
             authenticator: Arc::clone(&foundation.authenticator),
@@ -412,8 +387,10 @@ impl Server {
             tokio::spawn(partitions),
             tokio::spawn(orphans.run(stop.clone())),
             tokio::spawn(pulse.run(stop.clone())),
+            tokio::spawn(foundation.postgres.clone().follow_primary(stop.clone())),
             tokio::spawn(EdgeIndex::clone(&foundation.index).close_idle(stop.clone())),
         ];
+        background.extend(graphs.map(|graphs| tokio::spawn(graphs.run(stop.clone()))));
         background.extend(forwarder.map(|forwarder| tokio::spawn(forwarder.log.clone().run(stop.clone()))));
         background.extend(webhook.map(|webhook| tokio::spawn(webhook.run(stop.clone()))));
         tracing::info!(%address, "Bulkhead answers");
@@ -440,14 +417,18 @@ impl Server {
         self.foundation.laboratory.clone()
     }
 
-    /// Stops in order: not ready any more, no new connections, requests that run end, then the work in the
-    /// background, then the stores.
+    /// Stops in order: not ready any more, moves are given up, no new connections, requests that run end, then the work
+    /// in the background, then the stores.
     ///
     /// # Errors
     /// When the private database does not stop.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.readiness.stop();
         tokio::time::sleep(self.drain).await;
+        // Requests wait for moves, which may take as long as a tenant is large.
+        if let Some(placements) = &self.foundation.upkeep.placements {
+            placements.end().await;
+        }
         self.http.stop().await;
         self.stop.cancel();
         for task in self.background {

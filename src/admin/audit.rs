@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::forms::{fault, reason};
 use super::{AdminError, Administration, Fault, Faults};
 use crate::domain::audit::{AuditDay, ChainReport};
+use crate::domain::finding::{Finding, Severity};
 use crate::domain::ids::TenantId;
 use crate::store::audit::export::{ExportPage, ExportPlace, Times};
 use crate::tenancy::OperatorScope;
@@ -94,5 +95,31 @@ impl Administration {
         self.record(by, tenant.map(|tenant| tenant.0), "audit.export", &asked.reason, place).await?;
         let times = Times { since: asked.since, until: asked.until };
         Ok(self.audit.export(by, tenant, times, asked.after.as_ref()).await?)
+    }
+}
+
+/// What `doctor` says of events that were lost.
+pub(super) fn lost_events(lost: u64) -> Option<Finding> {
+    let finding = || {
+        Finding::new(
+            Severity::Error,
+            "audit.lost",
+            format!("{lost} audit events were lost since this server began to serve"),
+            "Nobody can tell later what was asked or changed then.",
+            "The server's log says when. The database was away or too slow for audit.attempts, or audit.queue or the \
+             spool (audit.mongodb.spool_bytes) was full: mend what is away, or raise the setting.",
+        )
+    };
+    (lost > 0).then(finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_audit_events_are_told_by_their_number() {
+        assert_eq!(lost_events(0), None);
+        assert!(lost_events(3).is_some_and(|finding| finding.what.starts_with("3 audit events were lost")));
     }
 }

@@ -15,11 +15,15 @@ use super::{AdminError, Administration, Fault, Faults};
 use crate::domain::Seq;
 use crate::domain::audit::ChainReport;
 use crate::domain::ids::{NamespaceId, NamespaceName, TenantId};
+use crate::store::digest::{IndexKind, StoreDigest};
+use crate::store::layers::Calls;
 use crate::store::postgres::examine::{Finding, IndexExamined};
-use crate::store::{Corpus, CorpusWriter, ErrorKind, StoreError, TenantWriter};
-use crate::tenancy::{Directory, OperatorScope, authorise_upkeep};
+use crate::store::{
+    Corpus, CorpusWriter, ErrorKind, MovedModel, Placement, Placements, StoreError, TenantWriter,
+};
+use crate::tenancy::{Directory, OperatorScope, Permit, Write, authorise_upkeep};
 
-/// Whoever keeps vector indexes up to date, and so can keep others away from one while it is compared or replaced.
+/// Whoever keeps indexes up to date, and so can keep others away from one while it is compared or replaced.
 #[async_trait]
 pub trait IndexKeeper: Send + Sync {
     /// Compares an index with its rows; with `repair`, writes it anew when they differ.
@@ -35,13 +39,19 @@ pub trait IndexKeeper: Send + Sync {
     async fn rebuild(&self, corpus: &Corpus) -> Result<Seq, StoreError>;
 }
 
-/// What comparing and rebuilding need beside the stores.
+/// What comparing, rebuilding and examining need beside the stores.
 #[derive(Clone)]
 pub struct Upkeep {
-    /// Keeps the indexes.
+    /// Knows how calls to services fare.
+    pub calls: Arc<Calls>,
+    /// Keeps the vector indexes.
     pub indexes: Arc<dyn IndexKeeper>,
+    /// Keeps the graphs that are in an index; none where they are in memory alone.
+    pub graphs: Option<Arc<dyn IndexKeeper>>,
     /// Knows the tenants.
     pub directory: Arc<dyn Directory>,
+    /// Moves tenants' vectors between placements; none where the index has but one.
+    pub placements: Option<Arc<dyn Placements>>,
     /// For how long a file may be named by nothing, since its document may be about to be accepted.
     pub margin: Duration,
 }
@@ -56,6 +66,9 @@ pub struct Examination {
     /// This namespace alone, and nothing beside namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// This index alone, and nothing beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<IndexKind>,
     /// The namespace after this one; absent: the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
@@ -69,6 +82,31 @@ impl Faults for Examination {
         let name = name.and_then(Result::err).map(|error| fault("namespace", error.0));
         reason(&self.reason).chain(name).collect()
     }
+}
+
+/// Where a tenant's vectors are to be.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPlacement {
+    /// Beside whom.
+    pub placement: Placement,
+    /// Why, for the audit log.
+    pub reason: String,
+}
+
+impl Faults for NewPlacement {
+    fn faults(&self) -> Vec<Fault> {
+        reason(&self.reason).collect()
+    }
+}
+
+/// Where a tenant's vectors are now.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Placed {
+    /// Beside whom: those it has, and those that will come.
+    pub placement: Placement,
+    /// What was moved; nothing, when it was there already or there was none.
+    pub moved: Vec<MovedModel>,
 }
 
 /// A backup that is about to be taken.
@@ -90,10 +128,18 @@ impl Faults for NewBackup {
 pub struct NamespaceExamined {
     /// Its identity.
     pub namespace_id: Uuid,
-    /// Points of its index.
+    /// Points of its index of vectors.
     pub points: u64,
+    /// What each store holds of it, the record first; after a repair, what it holds then.
+    pub stores: Vec<StoreDigest>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+}
+
+impl NamespaceExamined {
+    fn of(namespace_id: Uuid) -> Self {
+        Self { namespace_id, points: 0, stores: Vec::new(), findings: Vec::new() }
+    }
 }
 
 /// A tenant, compared, or a part of it.
@@ -111,13 +157,13 @@ pub struct Examined {
     pub next: Option<Uuid>,
 }
 
-/// An index, written anew.
+/// A namespace's indexes, written anew.
 #[derive(Debug, Clone, Default, Serialize, utoipa::ToSchema)]
 pub struct Rebuilt {
     /// Its namespace; absent: there is none any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace_id: Option<Uuid>,
-    /// How far it has come in the namespace's history.
+    /// How far they have come in the namespace's history, all of them.
     pub seq: i64,
     /// Where the next call goes on (`after`); absent: this was the last.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,12 +182,13 @@ impl Administration {
         asked: &Examination,
     ) -> Result<Examined, AdminError> {
         asked.require()?;
+        let keepers = self.keepers(asked)?;
         let writer = self.upkeep_of(tenant).await?;
         let mut examined = Examined::default();
         if asked.after.is_none() {
             let action = if asked.repair { "tenant.repair" } else { "tenant.verify" };
             self.record(by, Some(tenant.0), action, &asked.reason, []).await?;
-            if asked.namespace.is_none() {
+            if asked.namespace.is_none() && asked.index.is_none() {
                 let before = self.clock.now() - self.upkeep.margin;
                 examined.findings = writer.tenant_examine(before, asked.repair).await?;
                 examined.chains = self.audit.attest(by, Some(tenant)).await?;
@@ -149,16 +196,25 @@ impl Administration {
         }
         let Some(corpus) = corpus_of(&writer, asked).await? else { return Ok(examined) };
         let namespace = corpus.partition().namespace().0;
-        let mut findings = corpus.corpus_examine(asked.repair).await?;
-        let index = self.upkeep.indexes.examine(&corpus, asked.repair).await?;
-        findings.extend(index.findings);
-        examined.namespace =
-            Some(NamespaceExamined { namespace_id: namespace, points: index.points, findings });
+        let mut of_it = NamespaceExamined::of(namespace);
+        if asked.index.is_none() {
+            of_it.findings = corpus.corpus_examine(asked.repair).await?;
+        }
+        for (kind, keeper) in keepers {
+            let index = keeper.examine(&corpus, asked.repair).await?;
+            of_it.findings.extend(index.findings);
+            of_it.stores.extend(index.digests);
+            if kind == IndexKind::Vectors {
+                of_it.points = index.points;
+            }
+        }
+        examined.namespace = Some(of_it);
         examined.next = asked.namespace.is_none().then_some(namespace);
         Ok(examined)
     }
 
-    /// Writes the index of one namespace anew: of the one that is named, or of the one after `after`.
+    /// Writes the indexes of one namespace anew, or the one that is named: of the namespace that is, or of the one after
+    /// `after`.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -169,15 +225,44 @@ impl Administration {
         asked: &Examination,
     ) -> Result<Rebuilt, AdminError> {
         asked.require()?;
+        let keepers = self.keepers(asked)?;
         let writer = self.upkeep_of(tenant).await?;
         if asked.after.is_none() {
             self.record(by, Some(tenant.0), "tenant.rebuild", &asked.reason, []).await?;
         }
         let Some(corpus) = corpus_of(&writer, asked).await? else { return Ok(Rebuilt::default()) };
         let namespace = corpus.partition().namespace().0;
-        let seq = self.upkeep.indexes.rebuild(&corpus).await?.0;
+        let mut seq = i64::MAX;
+        for (_, keeper) in keepers {
+            seq = seq.min(keeper.rebuild(&corpus).await?.0);
+        }
         let next = asked.namespace.is_none().then_some(namespace);
         Ok(Rebuilt { namespace_id: Some(namespace), seq, next })
+    }
+
+    /// Chooses where a tenant's vectors are, and moves those it has; questions and writes go on meanwhile.
+    ///
+    /// # Errors
+    /// [`AdminError`]; then the placement before is served, and it is to be asked for again. The choice may be made and
+    /// recorded by then, and holds for what comes.
+    pub async fn place(
+        &self,
+        by: &OperatorScope,
+        tenant: TenantId,
+        new: &NewPlacement,
+    ) -> Result<Placed, AdminError> {
+        new.require()?;
+        let Some(placements) = &self.upkeep.placements else {
+            let rule = "there is one placement only, unless vectors.backend is \"qdrant\"".to_owned();
+            return Err(AdminError::Invalid(vec![Fault { field: "placement", rule }]));
+        };
+        let permit = self.permit_of(tenant).await?;
+        let act = self.act(by, "tenant.placement", &new.reason, [new.placement.name().to_owned()]);
+        if !self.stores.placement_choose(act, tenant, new.placement).await? {
+            return Err(AdminError::NotFound);
+        }
+        let moved = placements.place(&permit, new.placement).await?;
+        Ok(Placed { placement: new.placement, moved })
     }
 
     /// Writes down that a backup is taken, before it is: it holds what every tenant wrote.
@@ -189,13 +274,32 @@ impl Administration {
         self.record(by, None, "deployment.backup", &new.reason, []).await
     }
 
-    /// A tenant's data, to be compared. Its authority is made by looking the tenant up, not from the operator's.
+    /// Who keeps what a call is about: one at least.
+    fn keepers(&self, asked: &Examination) -> Result<Vec<(IndexKind, &dyn IndexKeeper)>, AdminError> {
+        let Upkeep { indexes, graphs, .. } = &self.upkeep;
+        let all = [(IndexKind::Vectors, Some(indexes)), (IndexKind::Graph, graphs.as_ref())];
+        let asked_for = |kind| asked.index.is_none_or(|index| index == kind);
+        let wanted = all.into_iter().filter(|(kind, _)| asked_for(*kind));
+        let wanted: Vec<_> = wanted.filter_map(|(kind, keeper)| Some((kind, keeper?.as_ref()))).collect();
+        if wanted.is_empty() {
+            let rule = "graphs are in memory alone, unless graph.backend is \"neo4j\"".to_owned();
+            return Err(AdminError::Invalid(vec![Fault { field: "index", rule }]));
+        }
+        Ok(wanted)
+    }
+
+    /// A tenant's data, to be compared.
     async fn upkeep_of(&self, tenant: TenantId) -> Result<TenantWriter, AdminError> {
+        Ok(self.stores.background(&self.permit_of(tenant).await?))
+    }
+
+    /// Its authority is made by looking the tenant up, not from the operator's.
+    async fn permit_of(&self, tenant: TenantId) -> Result<Permit<Write>, AdminError> {
         let permit = authorise_upkeep(self.upkeep.directory.as_ref(), tenant).await.map_err(|error| {
             let words = "the directory is away";
             StoreError::new(ErrorKind::Unavailable, "directory", "tenant.verify", words).with_source(error)
         })?;
-        Ok(self.stores.background(&permit.ok_or(AdminError::NotFound)?))
+        permit.ok_or(AdminError::NotFound)
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use sqlx::postgres::PgConnectOptions;
 
 use super::{Foundation, Settings, database};
 use crate::domain::audit::{AuditEntry, AuditKind, Decision};
@@ -14,6 +13,7 @@ use crate::inference::Embedder;
 use crate::store::backup::{
     Backup, Depot, Keep, Key, Restored, Restoring, Seal, Taken, Tally, move_aside, require_empty,
 };
+use crate::store::postgres::address::ServerAddresses;
 use crate::store::postgres::dump::DumpAccess;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
 use crate::store::postgres::server::{DataLock, PrivateServer, ServerPaths};
@@ -69,8 +69,9 @@ pub async fn backup(settings: &Settings, order: BackupOrder, tally: Tally) -> an
     let clock = SystemClock;
     let depot = Depot::open(&order.to, true)?;
     let data_dir = std::fs::canonicalize(&settings.data_dir)?;
-    let access = access(settings, &data_dir)?;
-    let backup = Backup { access, data_dir, seal: order.seal };
+    let access = access(settings, &data_dir).await?;
+    let uploads = settings.uploads_in(&data_dir);
+    let backup = Backup { access, data_dir, uploads, seal: order.seal };
     let taken = backup.take(&depot, clock.now(), SystemIds(SystemClock).uuid(), tally).await?;
     let removed = depot.prune(order.keep, clock.now()).await?;
     Ok(BackedUp { taken, removed })
@@ -94,8 +95,8 @@ pub async fn restore(
     }
     let (lock, aside) = prepare(settings, order.replace, &restored)?;
     let data_dir = lock.data_dir().to_owned();
-    restoring.files(&data_dir).await?;
-    let (private, _) = database(settings, &data_dir, &lock).await?;
+    restoring.files(&data_dir, &settings.uploads_in(&data_dir)).await?;
+    let (private, _) = database::reach(settings, &data_dir, &lock).await?;
     let filled = fill(settings, &data_dir, &restoring).await;
     if let Some(private) = private {
         private.stop().await?;
@@ -114,6 +115,9 @@ fn prepare(
     restored: &Restored,
 ) -> anyhow::Result<(DataLock, Option<PathBuf>)> {
     let lock = DataLock::acquire(&settings.data_dir)?;
+    if let Some(uploads) = settings.uploads_dir.as_ref().filter(|folder| folder.exists()) {
+        require_empty(uploads)?;
+    }
     match require_empty(lock.data_dir()) {
         Ok(()) => return Ok((lock, None)),
         Err(error) if !replace => return Err(error.into()),
@@ -133,7 +137,7 @@ fn prepare(
 }
 
 async fn fill(settings: &Settings, data_dir: &Path, restoring: &Restoring) -> anyhow::Result<()> {
-    let access = access(settings, data_dir)?;
+    let access = access(settings, data_dir).await?;
     if access.is_used().await? {
         bail!(
             "the database {:?} has tables already: name another in database.name, or drop it",
@@ -159,13 +163,14 @@ async fn open_once(settings: &Settings, restored: &Restored) -> anyhow::Result<(
 }
 
 /// How the database is reached that runs, whoever started it.
-fn access(settings: &Settings, data_dir: &Path) -> anyhow::Result<DumpAccess> {
+async fn access(settings: &Settings, data_dir: &Path) -> anyhow::Result<DumpAccess> {
     let secrets = Arc::new(RoleSecrets::load_or_create(&data_dir.join("secrets"), &SystemEntropy)?);
     let database = settings.database.name.clone();
     let install = std::path::absolute(&settings.database.install)?;
     let administrator = settings.database.administrator().context("database.url_file cannot be read")?;
     if let Some(url) = administrator {
-        let admin: PgConnectOptions = url.parse().context("the database's address cannot be read")?;
+        let servers = ServerAddresses::parse(&url).context("the database's address cannot be read")?;
+        let (admin, _others) = servers.primary().await?;
         return Ok(DumpAccess { admin, database, secrets, programs: install });
     }
     let paths = ServerPaths { install, data_dir: data_dir.to_owned() };

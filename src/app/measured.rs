@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 
 use super::backup::{BackupOrder, RestoreOrder, backup, restore};
 use super::{Server, Settings};
+use crate::domain::audit::{AuditEntry, AuditKind, Decision};
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
-use crate::eval::bench::Recovery;
+use crate::eval::bench::{Names, Recovery};
 use crate::eval::client::Client;
+use crate::eval::figures::milliseconds;
 use crate::store::TenantReader;
 use crate::store::backup::{Keep, Key, Seal, Tally};
 use crate::tenancy::reauthorise;
@@ -128,6 +130,41 @@ impl Measured {
         let threads = tokio::runtime::Handle::current();
         let work = move || threads.block_on(recover(settings, &folder, clock.as_ref(), key, &question));
         tokio::task::spawn_blocking(work).await?
+    }
+
+    /// Writes events of questions, each after the other; the milliseconds that a caller waits for each.
+    pub(super) async fn audited(
+        &self,
+        tenant: TenantId,
+        events: usize,
+        chunks: usize,
+    ) -> anyhow::Result<Vec<f64>> {
+        let foundation = &self.server.foundation;
+        let permit = reauthorise(&foundation.postgres, tenant, "measuring").await?;
+        let permit = permit.context("the tenant is not active")?;
+        let (scope, audit, clock) = (permit.scope(), &foundation.audit, &foundation.clock);
+        let mut times = Vec::with_capacity(events);
+        for at in 0..events {
+            let begun = clock.instant();
+            let entry = AuditEntry::new(AuditKind::Query, "query.data", Decision::Allowed)
+                .of_query(audit.query_hash(scope, &format!("Who keeps archive {at}?")))
+                .with_ids((0..chunks).map(|_| foundation.ids.uuid().to_string()));
+            audit.record(scope, entry).await;
+            times.push(milliseconds(clock.instant().duration_since(begun)));
+        }
+        audit.flush().await;
+        Ok(times)
+    }
+
+    /// What it keeps its data in.
+    pub(super) fn names(&self) -> Names {
+        let foundation = &self.server.foundation;
+        Names { vectors: foundation.stores.vectors_name(), audit: foundation.audit.name() }
+    }
+
+    /// Calls of a service so far.
+    pub(super) fn calls(&self, backend: &str) -> u64 {
+        self.server.foundation.calls.made(backend)
     }
 
     /// Seconds that ingestion has spent in each stage, over all workers.

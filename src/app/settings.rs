@@ -1,11 +1,13 @@
 //! All settings of a server, section by section.
 
+mod graph;
 mod vectors;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use graph::{GraphBackend, GraphSettings};
 pub use vectors::{VectorBackend, VectorIndexSettings};
 
 use crate::config::Validate;
@@ -18,8 +20,11 @@ use crate::jobs::worker::IngestionSettings;
 use crate::pipeline::parse::ParseLimits;
 use crate::retrieval::RetrievalSettings;
 use crate::store::audit::AuditSettings;
+use crate::store::cache::{CacheBackend, CacheSettings};
 use crate::store::postgres::PoolSettings;
+use crate::store::postgres::address::PoolerSettings;
 use crate::store::postgres::partitions::VectorSettings;
+use crate::store::postgres::replica::ReplicaSettings;
 use crate::store::postgres::server::ServerSettings;
 use crate::store::redis::RedisSettings;
 use crate::telemetry::TelemetrySettings;
@@ -31,6 +36,8 @@ use crate::tenancy::{AuthSettings, LimitBackend, LimitSettings};
 pub struct Settings {
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// Where uploaded files are kept; none: in the data folder. Several servers share it.
+    pub uploads_dir: Option<PathBuf>,
     /// The program whose children read documents; none: the one that runs. Not configured: it is for tests,
     /// which run the server inside of another program.
     #[serde(skip)]
@@ -67,6 +74,10 @@ pub struct Settings {
     pub retrieval: RetrievalSettings,
     /// `[audit]`
     pub audit: AuditSettings,
+    /// `[graph]`
+    pub graph: GraphSettings,
+    /// `[cache]`
+    pub cache: CacheSettings,
     /// `[redis]`, for what is set to be there.
     pub redis: RedisSettings,
 }
@@ -83,6 +94,10 @@ pub struct DatabaseSettings {
     pub name: String,
     /// The private one's programs.
     pub install: PathBuf,
+    /// `[database.pooler]`
+    pub pooler: PoolerSettings,
+    /// `[database.replica]`
+    pub replica: ReplicaSettings,
     /// `[database.pools]`
     pub pools: PoolSettings,
     /// `[database.vectors]`
@@ -105,16 +120,49 @@ impl DatabaseSettings {
     }
 }
 
+impl DatabaseSettings {
+    /// All faults, as sentences for the person who wrote the configuration.
+    fn validate(&self) -> Vec<String> {
+        let mut faults = self.vectors.faults();
+        let private = self.url.is_empty() && self.url_file.is_none();
+        faults.extend(self.replica.calls.validate("database.replica.calls"));
+        for (setting, address) in
+            [("database.pooler.url", self.pooler.address()), ("database.replica.url", self.replica.address())]
+        {
+            match address {
+                Ok(Some(_)) if private => {
+                    faults.push(format!("{setting}: needs database.url; a private database is alone"));
+                }
+                Ok(_) => {}
+                Err(rule) => faults.push(format!("{setting}: {rule}")),
+            }
+        }
+        if self.name.is_empty() {
+            faults.push("database.name: must not be empty".to_owned());
+        }
+        faults
+    }
+}
+
+impl Settings {
+    /// Where uploaded files are kept, of a server over this data folder.
+    pub(super) fn uploads_in(&self, data_dir: &Path) -> PathBuf {
+        self.uploads_dir.clone().unwrap_or_else(|| data_dir.join("uploads"))
+    }
+}
+
 impl Validate for Settings {
     fn faults(&self) -> Vec<String> {
         let mut faults = self.auth.validate();
-        faults.extend(self.database.vectors.faults());
+        faults.extend(self.database.validate());
         faults.extend(self.vectors.faults());
+        faults.extend(self.graph.faults());
         faults.extend(self.http.validate());
         faults.extend(self.limits.validate());
         faults.extend(self.telemetry.validate());
         faults.extend(self.audit.validate());
-        if self.limits.backend == LimitBackend::Redis {
+        faults.extend(self.cache.validate());
+        if self.limits.backend == LimitBackend::Redis || self.cache.backend == CacheBackend::Redis {
             faults.extend(self.redis.validate());
         }
         let mut require = |holds: bool, fault: &str| {
@@ -128,7 +176,6 @@ impl Validate for Settings {
             !node.is_empty() && node.len() <= 63 && node.chars().all(plain),
             "node: 1 to 63 of A-Z a-z 0-9 - _",
         );
-        require(!self.database.name.is_empty(), "database.name: must not be empty");
         require(self.embedding.max_tokens >= 16, "embedding.max_tokens: at least 16");
         require((1..=64).contains(&self.embedding.batch), "embedding.batch: 1 to 64");
         require(self.ingestion.workers >= 1, "ingestion.workers: at least 1");

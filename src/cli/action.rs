@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::admin::{
     AdminError, Administration, AuditExport, Examination, MAX_TENANTS, NewBackup, NewLimits, NewModel,
-    NewOperator, NewTenant, NewTenantKey, NewToken, Reason, Resource,
+    NewOperator, NewPlacement, NewTenant, NewTenantKey, NewToken, Reason, Resource,
 };
 use crate::domain::audit::written;
 use crate::domain::ids::TenantId;
@@ -41,6 +41,7 @@ pub(super) enum Action {
     Diagnose,
     Verify(TenantId, Examination),
     Rebuild(TenantId, Examination),
+    Place(TenantId, NewPlacement),
     AuditChains(Option<TenantId>),
     AuditExport(Option<TenantId>, AuditExport),
     AuditDays(TenantId, Times),
@@ -51,8 +52,10 @@ impl Action {
     /// How long the server may take to answer.
     pub(super) fn patience(&self) -> Duration {
         match self {
-            // As long as the largest namespace takes.
-            Self::Verify(..) | Self::Rebuild(..) | Self::AuditChains(..) => Duration::from_hours(6),
+            // As long as the largest namespace or tenant takes.
+            Self::Verify(..) | Self::Rebuild(..) | Self::Place(..) | Self::AuditChains(..) => {
+                Duration::from_hours(6)
+            }
             _ => Duration::from_mins(1),
         }
     }
@@ -104,6 +107,9 @@ impl Action {
             }
             Self::Rebuild(tenant, asked) => {
                 (Method::POST, format!("{tenants}/{tenant}/rebuild"), Some(json!(asked)))
+            }
+            Self::Place(tenant, new) => {
+                (Method::POST, format!("{tenants}/{tenant}/placement"), Some(json!(new)))
             }
             Self::AuditChains(None) => (Method::GET, "/admin/audit/chains".to_owned(), None),
             Self::AuditChains(Some(tenant)) => {
@@ -162,6 +168,7 @@ impl Action {
             Self::ReembedGet(tenant, job) => value(&admin.reembed_get(by, *tenant, *job).await?),
             Self::Verify(tenant, asked) => value(&admin.verify(by, *tenant, asked).await?),
             Self::Rebuild(tenant, asked) => value(&admin.rebuild(by, *tenant, asked).await?),
+            Self::Place(tenant, new) => value(&admin.place(by, *tenant, new).await?),
             Self::AuditChains(None) => value(&admin.chains(by).await?),
             Self::AuditChains(Some(tenant)) => value(&admin.tenant_chains(by, *tenant).await?),
             Self::AuditDays(tenant, times) => value(&admin.tenant_days(by, *tenant, *times).await?),

@@ -15,7 +15,7 @@ pub(super) struct Bench {
     #[arg(long)]
     full: bool,
     /// These parts alone: ingestion, question, clients, delete, neighbour, free, free-clients, row-security, tenants,
-    /// recovery.
+    /// recovery, services.
     #[arg(long, value_name = "PART", value_parser = part)]
     only: Vec<Part>,
     /// Where the figures go.

@@ -1,6 +1,6 @@
 //! `bulkhead tenant`: customers of the deployment.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::Global;
@@ -9,7 +9,8 @@ use super::desk::at_desk;
 use super::limits::{self, Limits};
 use super::output::{Answer, table};
 use super::top::Top;
-use crate::admin::{NewTenant, Reason};
+use crate::admin::{NewPlacement, NewTenant, Reason};
+use crate::store::Placement;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -41,6 +42,15 @@ pub(super) enum Command {
     Suspend(Which),
     /// Serve a suspended tenant again.
     Resume(Which),
+    /// Choose where a tenant's vectors are in Qdrant, and move those it has while it is served: in a collection of its
+    /// own, or in one that tenants share. What was written is compared with the rows before it is served.
+    Placement {
+        /// In a collection of its own, or in the shared one.
+        #[arg(value_enum)]
+        to: To,
+        #[command(flatten)]
+        which: Which,
+    },
     /// Delete a tenant with everything it owns. Nothing brings it back.
     Delete {
         #[command(flatten)]
@@ -49,6 +59,12 @@ pub(super) enum Command {
         #[arg(long, required = true)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum To {
+    Own,
+    Shared,
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +107,15 @@ impl Command {
                     let (tenant, reason) = of(which).await?;
                     Action::TenantResume(tenant, reason)
                 }
+                Self::Placement { to, which } => {
+                    let (tenant, Reason { reason }) = of(which).await?;
+                    let placement = match to {
+                        To::Own => Placement::Own,
+                        To::Shared => Placement::Shared,
+                    };
+                    let json = desk.ask(&Action::Place(tenant, NewPlacement { placement, reason })).await?;
+                    return Ok(Answer { text: placed(&json), json });
+                }
                 Self::Delete { which, .. } => {
                     let (tenant, reason) = of(which).await?;
                     Action::TenantDelete(tenant, reason)
@@ -102,4 +127,10 @@ impl Command {
         })
         .await
     }
+}
+
+/// What a move did.
+fn placed(answer: &Value) -> String {
+    let moved = answer["moved"].as_array().map(Vec::as_slice).unwrap_or_default();
+    table(moved, &["model", "namespaces", "points", "checksum"], "Nothing had to be moved.")
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::bail;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -13,6 +14,7 @@ use super::desk::{Desk, at_desk};
 use super::output::{self, Answer, Progress, table};
 use crate::admin::Examination;
 use crate::domain::ids::TenantId;
+use crate::store::digest::IndexKind;
 
 /// Compare rows, indexes, files, counters and audit logs, of one tenant or of all, while they are in use.
 ///
@@ -25,6 +27,9 @@ pub(super) struct Verify {
     /// One namespace of the tenant alone.
     #[arg(long, requires = "tenant")]
     namespace: Option<String>,
+    /// One index alone, and nothing beside it: of vectors, or of graphs where there is one.
+    #[arg(long, value_parser = index())]
+    index: Option<IndexKind>,
     /// Put right what can be: write indexes anew, count again, process again, remove what nothing names.
     #[arg(long)]
     repair: bool,
@@ -33,7 +38,7 @@ pub(super) struct Verify {
     reason: String,
 }
 
-/// Write vector indexes anew from the database, while they answer.
+/// Write indexes anew from the database, while questions are answered.
 #[derive(Debug, Args)]
 pub(super) struct Rebuild {
     /// The tenant's id or slug.
@@ -42,12 +47,20 @@ pub(super) struct Rebuild {
     /// One namespace of the tenant alone.
     #[arg(long, requires = "tenant")]
     namespace: Option<String>,
+    /// One index alone, of vectors or of graphs; none: every index that there is.
+    #[arg(long, value_parser = index())]
+    index: Option<IndexKind>,
     /// The indexes of every tenant.
     #[arg(long)]
     all: bool,
     /// Why, for the audit log.
     #[arg(long, default_value = "indexes are written anew")]
     reason: String,
+}
+
+fn index() -> impl TypedValueParser<Value = IndexKind> {
+    PossibleValuesParser::new(IndexKind::ALL.map(IndexKind::name))
+        .try_map(|name| IndexKind::parse(&name).ok_or("there is no such index"))
 }
 
 /// Something is wrong that was not put right.
@@ -102,17 +115,22 @@ async fn every_namespace(
 impl Verify {
     /// Compares, prints what is wrong, and fails when something is left.
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let Self { tenant, namespace, repair, reason } = self;
+        let Self { tenant, namespace, index, repair, reason } = self;
         let report = at_desk(global, async |desk| {
             let tenants = meant(desk, tenant.as_deref()).await?;
             let progress = Progress::new(tenants.len(), "tenants");
             let mut report = Report::default();
-            if tenant.is_none() {
+            if tenant.is_none() && index.is_none() {
                 report.chains("-", &desk.ask(&Action::AuditChains(None)).await?);
             }
             for (id, slug) in tenants {
-                let asked =
-                    Examination { repair, namespace: namespace.clone(), after: None, reason: reason.clone() };
+                let asked = Examination {
+                    repair,
+                    namespace: namespace.clone(),
+                    index,
+                    after: None,
+                    reason: reason.clone(),
+                };
                 let take = |answer: Value| report.take(&slug, &answer);
                 every_namespace(desk, |asked| Action::Verify(id, asked), asked, take).await?;
                 report.tenants += 1;
@@ -138,6 +156,8 @@ struct Report {
     events: i64,
     left: usize,
     findings: Vec<Value>,
+    /// What each store holds of each namespace.
+    stores: Vec<Value>,
 }
 
 impl Report {
@@ -149,6 +169,12 @@ impl Report {
             self.namespaces += 1;
             self.points += namespace["points"].as_u64().unwrap_or_default();
             self.findings(tenant, &namespace["namespace_id"], &namespace["findings"]);
+            for held in namespace["stores"].as_array().into_iter().flatten() {
+                self.stores.push(json!({
+                    "tenant": tenant, "namespace_id": namespace["namespace_id"], "index": held["index"],
+                    "store": held["store"], "count": held["count"], "digest": held["digest"],
+                }));
+            }
         }
     }
 
@@ -182,7 +208,7 @@ impl Report {
     fn answer(&self) -> Answer {
         let json = json!({
             "tenants": self.tenants, "namespaces": self.namespaces, "points": self.points, "events": self.events,
-            "findings": self.findings, "left": self.left,
+            "findings": self.findings, "left": self.left, "stores": self.stores,
         });
         let fields = ["tenant", "namespace_id", "finding", "count", "repaired", "node", "number"];
         let found = table(&self.findings, &fields, "Nothing is wrong.\n");
@@ -197,7 +223,7 @@ impl Report {
 impl Rebuild {
     /// Writes the indexes anew, one after the other.
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<Answer> {
-        let Self { tenant, namespace, all: _, reason } = self;
+        let Self { tenant, namespace, index, all: _, reason } = self;
         at_desk(global, async |desk| {
             let tenants = meant(desk, tenant.as_deref()).await?;
             let progress = Progress::new(tenants.len(), "tenants");
@@ -206,6 +232,7 @@ impl Rebuild {
                 let asked = Examination {
                     repair: false,
                     namespace: namespace.clone(),
+                    index,
                     after: None,
                     reason: reason.clone(),
                 };

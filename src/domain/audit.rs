@@ -16,6 +16,9 @@ pub const MAX_ASKED_FOR: usize = 4;
 /// At most this many characters are kept of a reason, a name or an identifier.
 pub const MAX_CHARACTERS: usize = 256;
 
+/// At most this many characters are kept of a receipt, whose words are the server's own.
+pub const MAX_RECEIPT: usize = 1024;
+
 /// What sort of event it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -94,6 +97,13 @@ impl AuditEntry {
     #[must_use]
     pub fn because(mut self, reason: &str) -> Self {
         self.reason = shortened(reason);
+        self
+    }
+
+    /// What was done, in the server's own words: its names of stores and tables, and numbers.
+    #[must_use]
+    pub fn with_receipt(mut self, words: &str) -> Self {
+        self.reason = words.chars().take(MAX_RECEIPT).collect();
         self
     }
 

@@ -200,7 +200,7 @@ async fn answer_task(asking: &Asking) -> Result<Reply, Problem> {
         .of_query(asking.app.audit.query_hash(scope, &asking.asked.text));
     asking.app.audit.record(scope, entry).await;
     let Some(model) = &asking.app.language_model else {
-        return Ok(Reply::Whole(Answer { text: first_words(&asking.asked.text), llm_generated: false }));
+        return Ok(Reply::Whole(Answer::quoted(first_words(&asking.asked.text))));
     };
     let mut messages = asking.asked.history.clone();
     messages.push(Message { role: "user".to_owned(), content: asking.asked.text.clone() });

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header;
+use actix_web::http::{ConnectionType, header};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, ResponseError};
@@ -123,6 +123,11 @@ async fn answered(
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, header::HeaderValue::from_static(own));
     }
     protect(response.headers_mut(), request_id);
+    if app.readiness.is_stopping() {
+        // Callers that keep connections open, as proxies do, leave before the server closes them: what they would send
+        // at that moment would be lost.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     let caller = response.request().extensions().get::<Caller>().cloned();
     if let Some(caller) = caller {
         caller.standings().tell(response.status(), response.headers_mut());

@@ -21,6 +21,15 @@ pub(super) struct Namespaces {
     namespaces: Vec<NamespaceSummary>,
 }
 
+/// A deletion of which something is left to do, and nothing for the caller.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Deleted {
+    /// `deleted`: no row and no file is left, nothing is found any more, and it is recorded.
+    status: &'static str,
+    /// Indexes that were away. What they still hold goes with the sweep of orphans.
+    swept_later: Vec<&'static str>,
+}
+
 /// Lists the namespaces that the credential reaches.
 #[utoipa::path(get, path = "/namespaces", tag = "namespaces", responses((status = 200, body = Namespaces)))]
 #[tracing::instrument(name = "http.namespace.list", skip_all)]
@@ -45,10 +54,15 @@ impl FromRequest for NamespacePath {
 }
 
 /// Deletes a namespace with all its documents. A namespace made again under the name meets nothing old.
+///
+/// With 204 nothing of it is left anywhere; with 202 nothing but what an index holds that was away.
 #[utoipa::path(
     delete, path = "/namespaces/{name}", tag = "namespaces",
     params(("name" = String, Path, description = "The namespace")),
-    responses((status = 204, description = "It is gone")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 202, body = Deleted, description = "It is gone; what an index holds goes later"),
+    ),
 )]
 #[tracing::instrument(name = "http.namespace.delete", skip_all)]
 pub(super) async fn remove(
@@ -58,16 +72,17 @@ pub(super) async fn remove(
 ) -> Result<HttpResponse, Problem> {
     let writer = app.stores.writer(&permit);
     let corpus = writer.corpus_get(&name.0).await?;
-    if !writer.namespace_delete(&name.0).await? {
-        return Err(Problem::not_found());
-    }
     let entry =
         AuditEntry::new(AuditKind::Admin, "namespace.delete", Decision::Allowed).with_ids([name.0.as_str()]);
-    app.audit.record_now(permit.scope(), entry).await?;
+    let act = app.audit.tenant_act(permit.scope(), entry);
+    let erased = writer.namespace_delete(act, &name.0).await?.ok_or_else(Problem::not_found)?;
     if let Some(corpus) = corpus {
         app.changed(&corpus);
     }
-    Ok(HttpResponse::NoContent().finish())
+    if erased.later.is_empty() {
+        return Ok(HttpResponse::NoContent().finish());
+    }
+    Ok(HttpResponse::Accepted().json(Deleted { status: "deleted", swept_later: erased.later }))
 }
 
 pub(super) fn routes(config: &mut ServiceConfig) {

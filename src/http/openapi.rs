@@ -93,6 +93,7 @@ pub(super) struct ProblemBody {
         super::admin::diagnose,
         super::admin::verify,
         super::admin::rebuild,
+        super::admin::placement,
         super::admin::chains,
         super::admin::export,
         super::admin::tenant_chains,

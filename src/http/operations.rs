@@ -113,6 +113,7 @@ pub const OPERATIONS: &[Operation] = &[
     operator("post", "/admin/tenants/{id}/reembed"),
     operator("get", "/admin/tenants/{id}/reembed/{job_id}"),
     operator("post", "/admin/tenants/{id}/verify"),
+    operator("post", "/admin/tenants/{id}/placement"),
     operator("post", "/admin/tenants/{id}/rebuild"),
     operator("get", "/admin/audit/chains"),
     operator("post", "/admin/audit/export"),

@@ -1,6 +1,7 @@
 //! Questions, answered from the caller's own documents: in words, as a stream, or as the material itself.
 
 mod asking;
+mod kept;
 mod request;
 mod stream;
 #[cfg(any(test, feature = "laboratory"))]
@@ -27,7 +28,7 @@ use crate::retrieval::Stage;
 use crate::tenancy::{Permit, Read};
 pub(super) use request::QueryRequest;
 use request::Shown;
-use wire::{MetadataBody, QueryData, QueryReply};
+use wire::{MetadataBody, QueryData, QueryReply, ReplyMetadata};
 
 /// Answers a question from the caller's own documents.
 ///
@@ -63,7 +64,10 @@ pub(super) async fn create(
         references: shown.references.then(|| references(&found.material, shown.content)),
         response_time: elapsed.as_secs_f64(),
         llm_generated: answer.llm_generated,
-        metadata: MetadataBody::from(&found.material.metadata),
+        metadata: ReplyMetadata {
+            found: MetadataBody::from(&found.material.metadata),
+            cached: answer.cached,
+        },
     }))
 }
 
@@ -95,7 +99,8 @@ pub(super) async fn data(
 ///
 /// First `{references}`, then `{response}` pieces, `{error}` on failure. With `include_progress`, a `{progress}`
 /// line is sent as each step begins, before anything else, and `{response_time}` comes last. An answer that is whole from the start, since no language model
-/// writes it or since `stream` is false, is one line `{response, llm_generated, references}`.
+/// writes it, since it wrote it earlier, or since `stream` is false, is one line `{response, llm_generated, references}`,
+/// with `cached` for the second.
 #[utoipa::path(
     post, path = "/query/stream", tag = "query", request_body = QueryRequest,
     responses(
@@ -170,6 +175,9 @@ async fn write(asking: &Asking, found: &Found, shown: Shown, lines: &Lines) -> R
     match reply {
         Reply::Whole(answer) => {
             let mut line = json!({"response": answer.text, "llm_generated": answer.llm_generated});
+            if answer.cached {
+                line["cached"] = json!(true);
+            }
             if let Some(named) = named.filter(|_| !apart) {
                 line["references"] = named;
             }

@@ -57,6 +57,15 @@ pub struct LanguageModel {
     api_key: Option<SecretString>,
 }
 
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// The words.
+    pub text: String,
+    /// Whether it ended by itself: there are words, and no bound or filter cut them off.
+    pub finished: bool,
+}
+
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
@@ -73,6 +82,7 @@ struct Piece {
 struct Choice {
     #[serde(alias = "message")]
     delta: Option<Delta>,
+    finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +124,12 @@ impl LanguageModel {
         &self.model
     }
 
+    /// Where it is asked.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.url
+    }
+
     async fn post(
         &self,
         messages: &[Message],
@@ -134,11 +150,14 @@ impl LanguageModel {
     ///
     /// # Errors
     /// `Unavailable`, `Status` or `Malformed`.
-    pub async fn complete(&self, messages: &[Message]) -> Result<String, LanguageModelError> {
+    pub async fn complete(&self, messages: &[Message]) -> Result<Completion, LanguageModelError> {
         let answer: Piece =
             self.post(messages, false).await?.json().await.map_err(|_| LanguageModelError::Malformed)?;
-        let content = answer.choices.into_iter().next().and_then(|choice| choice.delta?.content);
-        content.ok_or(LanguageModelError::Malformed)
+        let choice = answer.choices.into_iter().next().ok_or(LanguageModelError::Malformed)?;
+        let text = choice.delta.and_then(|delta| delta.content).ok_or(LanguageModelError::Malformed)?;
+        // Endpoints that do not say why it ended are taken at their word that it did.
+        let stopped = choice.finish_reason.is_none_or(|reason| reason == "stop");
+        Ok(Completion { finished: stopped && !text.trim().is_empty(), text })
     }
 
     /// The answer in pieces, as they come.

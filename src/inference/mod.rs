@@ -14,7 +14,7 @@ mod vector_cache;
 pub use embedder::{
     Embedded, Embedder, EmbedderError, EmbeddingSettings, ModelInfo, RawModel, SessionCounts,
 };
-pub use language_model::{LanguageModel, LanguageModelError, LanguageModelSettings, Message};
+pub use language_model::{Completion, LanguageModel, LanguageModelError, LanguageModelSettings, Message};
 pub use models::Models;
 pub use priority::{GivenUp, in_background};
 

@@ -2,8 +2,11 @@
 //!
 //! **Invariant:** a job's authority is looked up again before it runs; none is carried over from a request.
 
+pub mod graph_keeper;
+pub mod graphs;
 pub mod orphans;
 pub mod partitions;
+pub mod placements;
 mod places;
 pub mod projector;
 pub mod runtime;

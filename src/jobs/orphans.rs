@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
-use crate::store::{StoreError, Stores};
+use crate::store::Stores;
 use crate::tenancy::{self, Directory, DirectoryError, Permit, Write};
 
 /// When the sweep runs, and what it leaves alone.
@@ -72,21 +72,19 @@ impl OrphanSweep {
 
     /// One round over every tenant of which there are files, one after the other.
     async fn sweep(&self) {
-        let tenants = match self.stores.tenants_on_disk().await {
-            Ok(tenants) => tenants,
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "orphans cannot be looked for");
-                return;
-            }
-        };
+        let (tenants, failed) = self.stores.tenants_on_disk().await;
+        for error in failed {
+            let store = error.backend;
+            tracing::warn!(
+                store,
+                error = &error as &dyn std::error::Error,
+                "orphans cannot be looked for in it"
+            );
+        }
         let mut strangers = 0_u64;
         for tenant in tenants {
             match self.permit(tenant).await {
-                Ok(Some(permit)) => {
-                    if let Err(error) = self.sweep_tenant(&permit).await {
-                        tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "its orphans stay for now");
-                    }
-                }
+                Ok(Some(permit)) => self.sweep_tenant(&permit).await,
                 // Suspended, or unknown here.
                 Ok(None) => strangers += 1,
                 Err(error) => {
@@ -107,16 +105,18 @@ impl OrphanSweep {
         }
     }
 
-    async fn sweep_tenant(&self, permit: &Permit<Write>) -> Result<(), StoreError> {
+    async fn sweep_tenant(&self, permit: &Permit<Write>) {
         let margin = chrono::Duration::from_std(Duration::from_secs(self.settings.margin_seconds));
         let before = margin.ok().and_then(|margin| self.now().checked_sub_signed(margin));
         // A margin longer than time itself leaves everything alone.
-        let Some(before) = before else { return Ok(()) };
-        let removed = self.stores.background(permit).orphans_remove(before).await?;
+        let Some(before) = before else { return };
+        let tenant = permit.scope().tenant();
+        let removed = self.stores.background(permit).orphans_remove(before).await;
+        for error in removed.failed {
+            tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "its orphans stay for now");
+        }
         if removed.uploads + removed.indexes > 0 {
-            let tenant = permit.scope().tenant();
             tracing::warn!(%tenant, uploads = removed.uploads, indexes = removed.indexes, "orphaned files were removed");
         }
-        Ok(())
     }
 }

@@ -174,6 +174,12 @@ impl Projector {
         Self::over(Arc::new(stores), directory, settings, node, (clock, Arc::new(TokioRuntime)))
     }
 
+    /// Under which name a projector of this node is registered as following the history.
+    #[must_use]
+    pub fn consumer(node: &str) -> String {
+        format!("vectors:{node}")
+    }
+
     /// The same over any source and runtime, whose time is the clock's.
     #[must_use]
     pub fn over(
@@ -184,7 +190,7 @@ impl Projector {
         (clock, runtime): (Arc<dyn Clock>, Arc<dyn Runtime>),
     ) -> Self {
         let inner = Inner {
-            consumer: format!("vectors:{node}"),
+            consumer: Self::consumer(node),
             places: Semaphore::new(settings.concurrent.max(1)),
             source,
             directory,
@@ -304,10 +310,16 @@ impl Projector {
                 }
             }
         }
+        self.end().await;
+        self.flush().await;
+    }
+
+    /// Ends what runs at its next page, and waits for it. Whoever asks afterwards is refused.
+    pub(super) async fn end(&self) {
+        let inner = &self.inner;
         inner.stopping.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
-        self.flush().await;
     }
 }
 

@@ -15,6 +15,16 @@ pub struct Answer {
     pub text: String,
     /// Whether a language model wrote them.
     pub llm_generated: bool,
+    /// Whether it did so for an earlier question.
+    pub cached: bool,
+}
+
+impl Answer {
+    /// Words that no language model wrote.
+    #[must_use]
+    pub fn quoted(text: String) -> Self {
+        Self { text, llm_generated: false, cached: false }
+    }
 }
 
 /// Said when nothing was found.
@@ -56,7 +66,7 @@ impl Engine {
             })
             .collect();
         if texts.is_empty() {
-            return Ok(Answer { text: NOTHING_FOUND.to_owned(), llm_generated: false });
+            return Ok(Answer::quoted(NOTHING_FOUND.to_owned()));
         }
         let similar = self.similarity(reader, question, &texts).await?;
         let mut scored: Vec<(f32, &Candidate)> = std::iter::zip(similar, &candidates)
@@ -77,7 +87,7 @@ impl Engine {
             let separator = if text.is_empty() { "" } else { "\n\n" };
             let _ = write!(text, "{separator}\u{201c}{}\u{201d} [{mark}]", candidate.sentence);
         }
-        Ok(Answer { text, llm_generated: false })
+        Ok(Answer::quoted(text))
     }
 
     /// Sentences of the best chunks, those first that share most words with the question.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::entities::{Entity, Relation, Support, Wanted, describe};
 use super::fusion::FusionSettings;
-use super::graph::WalkSettings;
+use super::graph::{Graph, WalkSettings};
 use super::graphs::Graphs;
 use super::post_filter::{first_page, rows};
 use crate::domain::clock::Clock;
@@ -14,7 +14,7 @@ use crate::domain::lexical::Lexicon;
 use crate::domain::query::{Mode, TopK};
 use crate::inference::{EmbedderError, Models};
 use crate::store::postgres::chunks::ChunkRow;
-use crate::store::{Corpus, StoreError, TenantReader};
+use crate::store::{Corpus, Epoch, StoreError, TenantReader};
 
 /// What to do with a row of another partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -95,6 +95,8 @@ pub struct Metadata {
     pub corpus_seq: i64,
     /// The graph's history, where one was used.
     pub graph_seq: Option<i64>,
+    /// Where the graph was walked: `memory`, or the name of an index; where one was used.
+    pub graph: Option<&'static str>,
     /// `pgvector` when the database searched instead of the index, or beside it.
     pub fallback: Option<&'static str>,
     /// What was not as it should be.
@@ -118,6 +120,8 @@ pub struct Material {
     pub references: Vec<Reference>,
     /// How it was found.
     pub metadata: Metadata,
+    /// The moment of the corpus that it is from; absent when nothing was looked at.
+    pub epoch: Option<Epoch>,
 }
 
 /// Why there is no material.
@@ -224,7 +228,7 @@ impl Engine {
             Mode::Naive | Mode::Bypass => None,
             _ => {
                 begun(Stage::Walking);
-                self.walk(&ranking, question, &mut metadata).await
+                self.walk(&ranking, question, &mut metadata).await?
             }
         };
         begun(Stage::Reading);
@@ -260,7 +264,16 @@ impl Engine {
             metadata.degraded.push("foreign_rows_dropped");
         }
         let references = references(&chunks);
-        Ok(Some(Material { chunks, entities, relations, references, metadata }))
+        let epoch = Some(ranking.corpus.epoch());
+        Ok(Some(Material { chunks, entities, relations, references, metadata, epoch }))
+    }
+
+    /// The graph of everything in a corpus when it was opened, or of more.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn graph(&self, corpus: &Corpus) -> Result<Arc<Graph>, StoreError> {
+        self.graphs.refresh(corpus).await
     }
 
     /// The similarity of sentences to a question, for an answer that quotes them. `[sentences]`

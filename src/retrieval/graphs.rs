@@ -12,14 +12,16 @@ use moka::sync::Cache;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Metadata, Question, RetrievalSettings, Walked};
+use super::engine::{Engine, Metadata, Question, RetrievalError, RetrievalSettings, Walked};
 use super::graph::{EntityHit, Graph, GraphChunk, RelationHit};
+use super::over::Over;
 use super::search::Ranking;
 use crate::domain::Seq;
 use crate::domain::clock::Clock;
 use crate::domain::ids::ChunkId;
 use crate::domain::names::{NameHasher, NameKey, NameKind};
 use crate::domain::query::Mode;
+use crate::store::graph::WholeGraph;
 use crate::store::postgres::labels::GraphRow;
 use crate::store::{Corpus, ErrorKind, Partition, StoreError};
 
@@ -44,6 +46,8 @@ pub(super) struct Graphs {
 const PAGE: i64 = 2_000;
 /// A corpus of up to this many chunks is brought up to date before it answers: that takes a few milliseconds.
 const AT_ONCE: u64 = 5_000;
+/// How often an index is asked whose graph changed meanwhile, before the one in memory answers.
+const ATTEMPTS: usize = 2;
 /// Before the first change of any corpus.
 const EVERYTHING: Seq = Seq(-1);
 
@@ -85,7 +89,7 @@ impl Graphs {
     }
 
     /// Brings the graph to the corpus' history; whoever comes meanwhile waits and shares the result.
-    async fn refresh(&self, corpus: &Corpus) -> Result<Arc<Graph>, StoreError> {
+    pub(super) async fn refresh(&self, corpus: &Corpus) -> Result<Arc<Graph>, StoreError> {
         let partition = corpus.partition();
         let lock = self.loading.get_with(partition.clone(), Arc::default);
         let _alone = lock.lock().await;
@@ -128,6 +132,24 @@ impl Graphs {
     }
 }
 
+/// The graph of a corpus as its rows are in one moment, made of nothing else: no version that is held is used, so that
+/// what is wrong with one is not taken over. `None`: the namespace is gone.
+///
+/// # Errors
+/// `Unavailable` or `Timeout`.
+pub async fn graph_of_record(corpus: &Corpus) -> Result<Option<WholeGraph>, StoreError> {
+    let Some((seq, rows)) = corpus.graph_whole().await? else { return Ok(None) };
+    let namespace = corpus.partition().namespace();
+    let make = move || {
+        let hasher = NameHasher::new(namespace.0.as_bytes());
+        let graph = Graph::build(seq, hasher, rows.into_iter().map(chunk));
+        WholeGraph { seq, chunks: graph.linked().collect() }
+    };
+    tokio::task::spawn_blocking(make).await.map(Some).map_err(|error| {
+        StoreError::new(ErrorKind::Internal, "graph", "graph.record", "building it failed").with_source(error)
+    })
+}
+
 fn chunk(row: GraphRow) -> GraphChunk {
     let (mut names, mut concepts) = (Vec::new(), Vec::new());
     for (key, kind) in std::iter::zip(row.keys, row.kinds) {
@@ -151,34 +173,101 @@ fn chunk(row: GraphRow) -> GraphChunk {
 
 impl Engine {
     /// Ranks by the graph what search found. `None`, and said so, when there is no graph to be had.
+    ///
+    /// # Errors
+    /// `Store`, when an index gave what is another partition's.
     #[tracing::instrument(name = "retrieval.walk", skip_all, fields(tenant = %ranking.corpus.partition().tenant()))]
     pub(super) async fn walk(
         &self,
         ranking: &Ranking,
         question: &Question,
         metadata: &mut Metadata,
-    ) -> Option<Walked> {
-        let graph = match self.graphs.get(&ranking.corpus).await {
-            Ok(graph) => graph,
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "an answer goes without its graph");
-                metadata.degraded.push("graph");
-                return None;
-            }
+    ) -> Result<Option<Walked>, RetrievalError> {
+        let corpus = &ranking.corpus;
+        let embeddings = question.mode == Mode::Mix;
+        let walk = async |mut over: Over| {
+            let walked = self.walk_over(&mut over, ranking, question).await?;
+            Ok((walked, over))
         };
-        metadata.graph_seq = Some(graph.seq().0);
+        let walked = match self.over_index(corpus, embeddings, walk, &mut metadata.degraded).await? {
+            Some(walked) => Some(walked),
+            None => match self.graphs.get(corpus).await {
+                Ok(graph) => Some(walk(Over::Memory(graph)).await?),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "an answer goes without its graph"
+                    );
+                    metadata.degraded.push("graph");
+                    None
+                }
+            },
+        };
+        Ok(walked.map(|(walked, over)| {
+            metadata.graph_seq = Some(over.seq().0);
+            metadata.graph = Some(over.place());
+            walked
+        }))
+    }
+
+    /// What `work` finds over the graph that an index holds. `None`: there is no index, it is behind, or it cannot be
+    /// used now, which is told; the graph in memory answers then.
+    pub(super) async fn over_index<T>(
+        &self,
+        corpus: &Corpus,
+        embeddings: bool,
+        work: impl AsyncFn(Over) -> Result<(T, Over), StoreError>,
+        degraded: &mut Vec<&'static str>,
+    ) -> Result<Option<(T, Over)>, StoreError> {
+        if !corpus.has_graph_index() {
+            return Ok(None);
+        }
+        for _ in 0..ATTEMPTS {
+            let found: Result<_, StoreError> = async {
+                let Some(over) = Over::index(corpus, embeddings).await? else {
+                    (self.on_behind)(corpus);
+                    return Ok(None);
+                };
+                let (found, over) = work(over).await?;
+                Ok(Some((over.is_one().await?, found, over)))
+            }
+            .await;
+            match found {
+                Ok(Some((true, found, over))) => return Ok(Some((found, over))),
+                Ok(Some((false, ..))) => {}
+                Ok(None) => return Ok(None),
+                Err(error) if error.kind == ErrorKind::Foreign => return Err(error),
+                Err(error) => {
+                    tracing::warn!(tenant = %corpus.partition().tenant(), error = &error as &dyn std::error::Error,
+                        "the index of graphs cannot be used; the graph in memory answers");
+                    degraded.push("graph_index");
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn walk_over(
+        &self,
+        over: &mut Over,
+        ranking: &Ranking,
+        question: &Question,
+    ) -> Result<Walked, StoreError> {
         let (text, fused) = (question.text.as_str(), ranking.fused.as_slice());
-        let limit = self.settings.candidates;
+        let (settings, limit) = (&self.settings.walk, self.settings.candidates);
         let top = question.top_k.get();
         let walked = match question.mode {
-            Mode::Mix => graph.walk(text, fused, &ranking.embedding, &self.settings.walk, limit),
+            Mode::Mix => {
+                over.ask(|graph| graph.walk(text, fused, &ranking.embedding, settings, limit)).await?
+            }
             _ => fused.to_vec(),
         };
         let entities = match question.mode {
             Mode::Global => Vec::new(),
-            _ => graph.entities_for(text, &walked, top),
+            _ => over.ask(|graph| graph.entities_for(text, &walked, top)).await?,
         };
-        let relations = graph.relations_for(text, &walked, top);
+        let relations = over.ask(|graph| graph.relations_for(text, &walked, top)).await?;
         let chunks = match question.mode {
             Mode::Local => supported(&walked, by_entity(&entities)),
             Mode::Global => supported(&walked, by_relation(&relations)),
@@ -193,7 +282,7 @@ impl Engine {
         if named.is_empty() {
             named = ends(&relations);
         }
-        Some(Walked {
+        Ok(Walked {
             chunks,
             entities: named,
             relations: relations

@@ -4,11 +4,13 @@
 //! **Invariant:** every hit passes the post-filter before anything is said of it.
 
 pub mod answer;
+mod asked;
 pub mod engine;
 pub mod entities;
 pub mod fusion;
 pub mod graph;
 mod graphs;
+mod over;
 mod post_filter;
 mod search;
 pub mod view;
@@ -18,5 +20,6 @@ pub use engine::{
     Engine, Material, Metadata, Question, RankedChunk, Reference, RetrievalError, RetrievalSettings, Stage,
 };
 pub use entities::{Entity, Relation};
+pub use graphs::graph_of_record;
 pub use search::term_weights;
 pub use view::{GraphView, entity_keys};

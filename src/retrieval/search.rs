@@ -8,6 +8,7 @@ use super::post_filter::{Trimmed, own_hits};
 use crate::domain::ids::{ChunkId, NamespaceName};
 use crate::domain::lexical::idf;
 use crate::store::postgres::namespaces::TermFrequencies;
+use crate::store::postgres::vector_index::ROW_INDEX;
 use crate::store::vector::{Found, Hit, Terms, VectorQuery};
 use crate::store::{Corpus, ErrorKind, TenantReader};
 
@@ -43,27 +44,30 @@ impl Engine {
         question: &Question,
     ) -> Result<Option<Ranking>, RetrievalError> {
         let tenant = reader.scope().tenant();
-        let text = || vec![question.text.clone()];
         // While the model is busy with the question, it is looked for by its words; unless there is a choice of
         // models, which the namespace makes.
         let (ahead, early) = tokio::join!(self.by_words(reader, namespace, question), async {
             match self.models.only() {
-                Some(embedder) => Some(embedder.embed_question(tenant, text()).await),
+                Some(embedder) => Some(self.embed_asked(reader, namespace, embedder, &question.text).await),
                 None => None,
             }
         });
+        // An alarm, whatever else there is.
+        let early = match early {
+            Some(Err(alarm @ RetrievalError::Store(_))) => return Err(alarm),
+            early => early,
+        };
         let Some(Ahead { corpus, terms, found }) = ahead? else { return Ok(None) };
         let model = corpus.partition().model();
         let embedding = match (self.models.get(model), early) {
             (Some(_), Some(early)) => early?,
-            (Some(embedder), None) => embedder.embed_question(tenant, text()).await?,
+            (Some(embedder), None) => self.embed_asked(reader, namespace, embedder, &question.text).await?,
             (None, _) if question.lexical => {
                 tracing::debug!(%tenant, model = model.as_str(), "searched by words alone: the model is not here");
                 Vec::new()
             }
             (None, _) => return Err(RetrievalError::NoModel(model.clone())),
         };
-        let embedding = embedding.into_iter().next().unwrap_or_default();
         let query = VectorQuery {
             embedding: Some(embedding.clone()).filter(|embedding| !embedding.is_empty()),
             terms,
@@ -113,6 +117,8 @@ impl Engine {
         let mut found = match corpus.vector_search(query).await {
             Ok(found) => found,
             Err(error) if error.kind == ErrorKind::Foreign => return Err(error.into()),
+            // The database would be asked again.
+            Err(error) if fallback(corpus).is_none() => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(tenant = %corpus.partition().tenant(), error = &error as &dyn std::error::Error,
                     "the index cannot be searched; the database answers");
@@ -151,12 +157,12 @@ impl Engine {
             Some(found) if foreign == 0 => {
                 (self.on_behind)(corpus);
                 let newer = corpus.chunk_search_exact(query, found.applied).await?;
-                Ok((merge(found, newer, query.limit), Some(FALLBACK), 0))
+                Ok((merge(found, newer, query.limit), fallback(corpus), 0))
             }
             _ => {
                 (self.on_behind)(corpus);
                 let found = corpus.chunk_search(query).await?;
-                Ok((found, Some(FALLBACK), foreign))
+                Ok((found, fallback(corpus), foreign))
             }
         }
     }
@@ -183,13 +189,16 @@ impl Engine {
         ranking.fused = fused.into_iter().map(|(chunk, score)| (ChunkId(chunk), score)).collect();
         ranking.versions =
             found.dense.iter().chain(&found.lexical).map(|hit| (hit.chunk, hit.version)).collect();
+        ranking.fallback = fallback(&corpus);
         ranking.corpus = corpus;
-        ranking.fallback = Some(FALLBACK);
         Ok(())
     }
 }
 
-const FALLBACK: &str = "pgvector";
+/// What answers when the index does not: the database, which is no fallback where it is the index.
+fn fallback(corpus: &Corpus) -> Option<&'static str> {
+    Some(ROW_INDEX).filter(|rows| *rows != corpus.vectors_name())
+}
 
 /// What the index found by the vector and by words, either of which may not have been looked for.
 fn joined(

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 
 use super::engine::{Engine, RetrievalError};
 use super::entities::{Entity, Relation, Support, Wanted};
+use super::graph::Neighbourhood;
+use super::over::Over;
 use crate::domain::names::{NameHasher, NameKey, title_key};
 use crate::domain::words::plain;
-use crate::store::Corpus;
+use crate::store::{Corpus, StoreError};
 
 /// A part of a graph.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +42,26 @@ pub fn entity_keys(corpus: &Corpus, name: &str) -> Vec<u64> {
     forms.iter().map(|form| hasher.key(form).0).collect()
 }
 
+/// What is around the entity of this name, or the entities that most chunks mention.
+async fn part(
+    over: &mut Over,
+    corpus: &Corpus,
+    label: &str,
+    (max_depth, max_nodes): (usize, usize),
+) -> Result<Neighbourhood, StoreError> {
+    if label == EVERYTHING {
+        let (keys, more) = over.top(max_nodes).await?;
+        return over.ask(|graph| graph.among(&keys, more)).await;
+    }
+    for key in entity_keys(corpus, label) {
+        let found = over.ask(|graph| graph.neighbourhood(NameKey(key), max_depth, max_nodes)).await?;
+        if !found.entities.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Neighbourhood::default())
+}
+
 impl Engine {
     /// Entities at most `max_depth` relations from the one of this name, at most `max_nodes`, with the
     /// relations between them. [`EVERYTHING`] gives the entities that most chunks mention; an unknown name
@@ -54,14 +76,15 @@ impl Engine {
         max_depth: usize,
         max_nodes: usize,
     ) -> Result<GraphView, RetrievalError> {
-        let graph = self.graphs.get(corpus).await?;
-        let found = if label == EVERYTHING {
-            graph.best_connected(max_nodes)
-        } else {
-            let views = entity_keys(corpus, label).into_iter();
-            let mut views = views.map(|key| graph.neighbourhood(NameKey(key), max_depth, max_nodes));
-            views.find(|found| !found.entities.is_empty()).unwrap_or_default()
+        let look = async |mut over: Over| {
+            let found = part(&mut over, corpus, label, (max_depth, max_nodes)).await?;
+            Ok((found, over))
         };
+        let found = match self.over_index(corpus, false, look, &mut Vec::new()).await? {
+            Some(found) => found,
+            None => look(Over::Memory(self.graphs.get(corpus).await?)).await?,
+        };
+        let found = found.0;
         let support = if found.entities.len() > WIDE { 1 } else { SUPPORT };
         let mut wanted = Wanted::default();
         for entity in &found.entities {

@@ -1,13 +1,15 @@
 //! The audit log: who may write and read it, and the trait of what keeps it.
 //!
-//! Two ways in. Administrative actions, refusals by identity and alarms are in the log before the caller goes
-//! on; queries and writes are queued and follow within [`AuditSettings::flush_ms`]. One task writes both, so
-//! that callers who wait together share one commit and no two writers of a server queue for a chain's head.
+//! Three ways in. What operators and tenants' administrators change is written by the transaction that changes it: the
+//! store takes an act ([`OperatorAct`], [`TenantAct`], [`ServerAct`]) and commits both or neither. What they only read,
+//! refusals by identity and alarms are in the log before the caller goes on; queries and writes are queued and follow
+//! within [`AuditSettings::flush_ms`]. One task writes these, so that callers who wait together share one commit.
 //!
 //! **Invariant:** the tenant and the principal of an event come from a scope or a refusal, never from the caller's words.
 //! **Invariant:** a tenant's log is read only with its own administrator's permit, the deployment's only by an operator.
 //! An operator who exports a tenant's log is in that log, with a reason, before the first event is read.
 
+pub(in crate::store) mod act;
 pub mod chain;
 pub mod export;
 mod settings;
@@ -31,7 +33,8 @@ use crate::domain::audit::{
 use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
 use crate::telemetry::{AlarmKind, Alarms};
-use crate::tenancy::{Administer, OperatorScope, Permit, Principal, Refusal, TenantScope};
+use crate::tenancy::{Administer, OperatorScope, Permit, Principal, Refusal, TenantScope, Write};
+pub use act::{OperatorAct, ServerAct, TenantAct};
 use chain::{Chain, Link};
 use export::{ExportPage, ExportPlace, Times};
 pub use settings::{AuditBackend, AuditSettings};
@@ -49,6 +52,12 @@ const OPERATION: &str = "audit.record";
 pub trait AuditLog: Send + Sync {
     /// The back end's name, for logs.
     fn name(&self) -> &'static str;
+
+    /// The name of this server's chains in PostgreSQL, where the events of its acts are written.
+    fn node(&self) -> &str;
+
+    /// Hears that events may have been written into this server's chain there, whether or not they were.
+    fn appended(&self, _tenant: Option<TenantId>) {}
 
     /// Appends events to one chain, in order; `None` is the deployment's own. The events' own tenants are
     /// the same.
@@ -213,40 +222,26 @@ impl Audit {
         }
     }
 
-    /// Writes an event of a tenant before it returns: what a tenant's administrator does.
+    /// Writes what an operator does that changes no row of this database, into the deployment's log and into that of
+    /// the tenant that it is done to: what is read, and what takes longer than a transaction, before it is begun.
     ///
     /// # Errors
-    /// `Unavailable` or `Timeout`; the action is not to be answered as done. After `Timeout` the event may
-    /// be written nevertheless.
-    pub async fn record_now(&self, scope: &TenantScope, entry: AuditEntry) -> Result<(), StoreError> {
-        self.write(vec![self.event(Some(scope.tenant()), scope.principal().as_str(), entry)]).await
-    }
-
-    /// Writes what an operator does, into the deployment's log and into that of the tenant that it is done to.
-    ///
-    /// # Errors
-    /// As [`Audit::record_now`].
+    /// `Unavailable` or `Timeout`; what it tells of is not to be answered. After `Timeout` the event may be written
+    /// nevertheless.
     pub async fn record_operator(
         &self,
         operator: &OperatorScope,
         tenant: Option<TenantId>,
         entry: AuditEntry,
     ) -> Result<(), StoreError> {
-        let principal = operator.principal().as_str();
-        let entry = match tenant {
-            Some(tenant) if entry.asked_for.is_empty() => entry.asking_for([tenant.to_string()]),
-            _ => entry,
-        };
-        let mut events = vec![self.event(None, principal, entry.clone())];
-        events.extend(tenant.map(|tenant| self.event(Some(tenant), principal, entry)));
-        self.write(events).await
+        self.write(self.operator_act(operator, entry).0.events(tenant)).await
     }
 
     /// Writes a refusal by identity into the log of the verified credential's tenant; without one into
     /// the deployment's. `action` is what was asked for.
     ///
     /// # Errors
-    /// As [`Audit::record_now`]. The request stays refused.
+    /// As [`Audit::record_operator`]. The request stays refused.
     pub async fn record_refusal(
         &self,
         refusal: &Refusal,
@@ -266,7 +261,7 @@ impl Audit {
     /// without identifiers, which may be a neighbour's.
     ///
     /// # Errors
-    /// As [`Audit::record_now`]. The request fails in any case.
+    /// As [`Audit::record_operator`]. The request fails in any case.
     pub async fn record_alarm(&self, scope: &TenantScope, entry: AuditEntry) -> Result<(), StoreError> {
         if let Some(alarms) = &self.alarms {
             let stopped = entry.decision == Decision::Denied;
@@ -280,22 +275,12 @@ impl Audit {
         self.write(vec![self.event(None, principal, entry), own]).await
     }
 
-    /// Writes what the server does of itself, as making its first operator credential.
+    /// Writes what the server did of itself outside of this database, as restoring a backup.
     ///
     /// # Errors
-    /// As [`Audit::record_now`].
+    /// As [`Audit::record_operator`].
     pub async fn record_server(&self, entry: AuditEntry) -> Result<(), StoreError> {
         self.write(vec![self.event(None, "server", entry)]).await
-    }
-
-    /// Writes what the server did with a tenant's data of itself, in the deployment's log, which names the tenant,
-    /// and in the tenant's own.
-    ///
-    /// # Errors
-    /// As [`Audit::record_now`].
-    pub async fn record_upkeep(&self, tenant: TenantId, entry: AuditEntry) -> Result<(), StoreError> {
-        let own = self.event(Some(tenant), "server", entry.clone());
-        self.write(vec![self.event(None, "server", entry.asking_for([tenant.to_string()])), own]).await
     }
 
     /// Returns when everything that was recorded before is written, or was given up.
@@ -304,6 +289,12 @@ impl Audit {
         if self.sender.send(Message::Flush(done)).await.is_ok() {
             let _ended = written.await;
         }
+    }
+
+    /// The name of what keeps it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.log.name()
     }
 
     /// How the log fares.
@@ -375,6 +366,17 @@ impl Audit {
         times: Times,
     ) -> Result<Vec<AuditDay>, StoreError> {
         self.log.days(Some(tenant), times).await
+    }
+
+    /// How many events of a deleted tenant are in the log, for its receipt: a number, no event. Those that wait elsewhere
+    /// are not counted yet.
+    ///
+    /// # Errors
+    /// As [`AuditLog::chains`].
+    pub async fn count(&self, permit: &Permit<Write>) -> Result<i64, StoreError> {
+        // Numbers are from 1, without gaps.
+        let chains = self.log.chains(Some(permit.scope().tenant())).await?;
+        Ok(chains.iter().map(|chain| chain.last).sum())
     }
 
     /// A page of an export of a tenant's log, or of the deployment's. The call itself is in the log before.

@@ -21,6 +21,14 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// Whether the store is to blame and not the call: what it holds is not known, and the same call may succeed later.
+    #[must_use]
+    pub fn is_outage(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Timeout)
+    }
+}
+
 /// When the same call may be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
@@ -58,10 +66,7 @@ impl StoreError {
         operation: &'static str,
         context: impl Into<String>,
     ) -> Self {
-        let retry = match kind {
-            ErrorKind::Unavailable | ErrorKind::Timeout => Retry::After(Duration::from_secs(1)),
-            _ => Retry::Never,
-        };
+        let retry = if kind.is_outage() { Retry::After(Duration::from_secs(1)) } else { Retry::Never };
         Self { kind, retry, backend, operation, context: context.into(), source: None }
     }
 

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use sqlx::postgres::PgRow;
 
 use super::StoreError;
+use super::cache::Caches;
+use super::ephemeral::Ephemeral;
+use super::graph::GraphIndex;
 use super::partition::Partition;
 use super::postgres::Postgres;
 use super::postgres::pools::Lane;
@@ -22,11 +25,14 @@ use crate::tenancy::{Permit, Reads, TenantScope, Writes};
 #[derive(Clone)]
 pub struct Stores {
     pub(in crate::store) inner: Arc<StoresInner>,
+    caches: Caches,
+    ephemeral: Arc<[Arc<dyn Ephemeral>]>,
 }
 
 pub(in crate::store) struct StoresInner {
     pub(in crate::store) postgres: Postgres,
     pub(in crate::store) vectors: Arc<dyn VectorIndex>,
+    pub(in crate::store) graph: Option<Arc<dyn GraphIndex>>,
     pub(in crate::store) uploads: Uploads,
 }
 
@@ -34,7 +40,44 @@ impl Stores {
     /// The stores over these back ends.
     #[must_use]
     pub fn new(postgres: Postgres, vectors: Arc<dyn VectorIndex>, uploads: Uploads) -> Self {
-        Self { inner: Arc::new(StoresInner { postgres, vectors, uploads }) }
+        let (graph, caches, ephemeral) = (None, Caches::default(), Arc::default());
+        Self { inner: Arc::new(StoresInner { postgres, vectors, graph, uploads }), caches, ephemeral }
+    }
+
+    /// The same with an index of graphs beside those in memory.
+    #[must_use]
+    pub fn with_graph(self, graph: Arc<dyn GraphIndex>) -> Self {
+        let StoresInner { postgres, vectors, uploads, .. } = self.inner.as_ref();
+        let (postgres, vectors, uploads) = (postgres.clone(), Arc::clone(vectors), uploads.clone());
+        Self { inner: Arc::new(StoresInner { postgres, vectors, graph: Some(graph), uploads }), ..self }
+    }
+
+    /// The same, with what keeps things that were computed.
+    #[must_use]
+    pub fn with_caches(self, caches: Caches) -> Self {
+        Self { caches, ..self }
+    }
+
+    /// What keeps things that were computed.
+    #[must_use]
+    pub fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
+    /// The same, with stores whose entries go by themselves; a deletion removes a tenant's before.
+    #[must_use]
+    pub fn with_ephemeral(self, stores: Vec<Arc<dyn Ephemeral>>) -> Self {
+        Self { ephemeral: stores.into(), ..self }
+    }
+
+    pub(in crate::store) fn ephemeral(&self) -> &[Arc<dyn Ephemeral>] {
+        &self.ephemeral
+    }
+
+    /// The same database and files with another index of vectors.
+    #[must_use]
+    pub fn with_vectors(&self, vectors: Arc<dyn VectorIndex>) -> Self {
+        Self::new(self.inner.postgres.clone(), vectors, self.inner.uploads.clone())
     }
 
     /// The tenant's data, for reading while somebody waits.
@@ -76,6 +119,12 @@ impl TenantReader {
     #[must_use]
     pub fn scope(&self) -> &TenantScope {
         &self.scope
+    }
+
+    /// What keeps things that were computed, for this tenant under its keys alone.
+    #[must_use]
+    pub fn caches(&self) -> &Caches {
+        &self.stores.caches
     }
 
     pub(in crate::store) fn postgres(&self) -> &Postgres {
@@ -121,6 +170,8 @@ pub struct Corpus {
     pub(in crate::store) partition: Partition,
     pub(in crate::store) name: NamespaceName,
     pub(in crate::store) seq: Seq,
+    /// The timeline of the primary that said so; `None`: nothing of this corpus is read from a replica.
+    pub(in crate::store) timeline: Option<i64>,
     pub(in crate::store) chunks: u64,
     pub(in crate::store) building: Option<ModelId>,
 }
@@ -160,6 +211,12 @@ impl Corpus {
     #[must_use]
     pub fn tenant(&self) -> &TenantReader {
         &self.reader
+    }
+
+    /// The name of the index that holds this corpus' vectors.
+    #[must_use]
+    pub fn vectors_name(&self) -> &'static str {
+        self.vectors().name()
     }
 
     /// The index that holds this corpus' vectors.

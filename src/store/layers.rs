@@ -44,6 +44,39 @@ pub struct CallSettings {
     pub breaker_rest_ms: u64,
 }
 
+/// How a service is called of which nothing is asked twice: whoever calls it goes on without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OneCallSettings {
+    /// How long a call may take, milliseconds.
+    pub deadline_ms: u64,
+    /// Failures in a row after which the service is left alone.
+    pub breaker_failures: u32,
+    /// For how long, milliseconds; then one call tries it.
+    pub breaker_rest_ms: u64,
+}
+
+impl Default for OneCallSettings {
+    fn default() -> Self {
+        let CallSettings { deadline_ms, breaker_failures, breaker_rest_ms, .. } = CallSettings::default();
+        Self { deadline_ms, breaker_failures, breaker_rest_ms }
+    }
+}
+
+impl From<OneCallSettings> for CallSettings {
+    fn from(OneCallSettings { deadline_ms, breaker_failures, breaker_rest_ms }: OneCallSettings) -> Self {
+        Self { deadline_ms, attempts: 1, breaker_failures, breaker_rest_ms, ..Self::default() }
+    }
+}
+
+impl OneCallSettings {
+    /// All faults, each with the name of the setting in this section. Empty: none.
+    #[must_use]
+    pub fn validate(self, section: &str) -> Vec<String> {
+        CallSettings::from(self).validate(section)
+    }
+}
+
 impl Default for CallSettings {
     fn default() -> Self {
         Self { deadline_ms: 2000, attempts: 3, pause_ms: 20, breaker_failures: 5, breaker_rest_ms: 1000 }
@@ -186,6 +219,12 @@ impl Layers {
         }
         self.told(operation, calls::outcome(kind), self.clock.instant().duration_since(started));
         answer
+    }
+
+    /// Whether calls are refused at this moment, since the service failed several times in a row.
+    #[must_use]
+    pub fn is_left_alone(&self) -> bool {
+        self.breaker.refuses()
     }
 
     fn left_alone(&self, operation: &'static str, rest: Duration) -> StoreError {

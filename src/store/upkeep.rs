@@ -63,7 +63,7 @@ pub async fn rebuild(
     record.consumer_hold(consumer, Seq((from.0 - 1).max(0))).await?;
     let mut rebuild = index.rebuild(partition).await?;
     let mut after = None;
-    loop {
+    while rebuild.wants_points() {
         let points = record.point_page(after, page).await?;
         let Some(last) = points.last() else { break };
         after = Some(last.chunk);

@@ -206,6 +206,11 @@ pub trait VectorIndex: Send + Sync {
 /// A generation being written. Dropped without [`Rebuild::finish`], it leaves nothing behind.
 #[async_trait]
 pub trait Rebuild: Send {
+    /// Whether points are to be added at all: not where the system of record holds them itself.
+    fn wants_points(&self) -> bool {
+        true
+    }
+
     /// Adds a page of points. After a failure the generation is lost.
     ///
     /// # Errors

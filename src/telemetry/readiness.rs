@@ -24,6 +24,12 @@ impl Readiness {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the server is about to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Whether requests should be sent here.
     #[must_use]
     pub fn is_ready(&self) -> bool {

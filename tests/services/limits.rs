@@ -10,12 +10,10 @@ use bulkhead::domain::ids::{IdSource as _, SystemIds, TenantId};
 use bulkhead::store::memory::MemoryRateLimiter;
 use bulkhead::store::{RateKey, RateLimiter, Standing};
 use bulkhead::tenancy::Principal;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::redis_server::{RedisServer, limiter, named, settings};
-use crate::{Run, Test};
 
 /// A new identifier.
 pub fn id() -> Uuid {
@@ -51,26 +49,17 @@ pub fn end_shared() {
     drop(SHARED.lock().take());
 }
 
+/// The address of the one that these tests share, or of the one that is named.
+pub fn shared() -> String {
+    named().unwrap_or_else(|| SHARED.lock().get_or_insert_with(RedisServer::start).url())
+}
+
 fn redis() -> Limiter {
-    let url = named().unwrap_or_else(|| SHARED.lock().get_or_insert_with(RedisServer::start).url());
-    Arc::new(limiter(&settings(&url), SystemIds(SystemClock).secret()))
+    Arc::new(limiter(&settings(&shared()), SystemIds(SystemClock).secret()))
 }
 
-macro_rules! behaviour {
-    ($($name:ident),* $(,)?) => {
-        /// All of them, over memory.
-        pub fn in_memory() -> Vec<Test> {
-            vec![$((stringify!($name), (|| -> BoxFuture<'static, ()> { Box::pin($name(memory())) }) as Run)),*]
-        }
-
-        /// All of them, over Redis.
-        pub fn in_redis() -> Vec<Test> {
-            vec![$((stringify!($name), (|| -> BoxFuture<'static, ()> { Box::pin($name(redis())) }) as Run)),*]
-        }
-    };
-}
-
-behaviour!(
+behaviours!(
+    redis as in_redis:
     exactly_the_request_after_the_limit_is_refused_and_anothers_is_not,
     requests_come_back_one_by_one,
     a_limit_that_is_changed_counts_from_the_next_request_on,

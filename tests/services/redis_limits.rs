@@ -111,7 +111,7 @@ async fn a_redis_that_hangs_holds_up_no_request_and_is_used_again_when_it_goes_o
     let server = RedisServer::start();
     let limiter = over(&server);
     recovered(&limiter).await;
-    server.pause();
+    server.process.pause();
     counts_alone(&limiter).await;
     // Left alone, it holds up nobody.
     let started = Instant::now();
@@ -119,7 +119,7 @@ async fn a_redis_that_hangs_holds_up_no_request_and_is_used_again_when_it_goes_o
         count(&*limiter, &RateKey::Tenant(tenant()), 10).await;
     }
     assert!(started.elapsed() < 2 * DEADLINE + Duration::from_secs(1), "{:?}", started.elapsed());
-    server.resume();
+    server.process.resume();
     recovered(&limiter).await;
 }
 
@@ -133,7 +133,7 @@ async fn a_redis_that_is_killed_holds_up_no_request_and_is_used_again_when_it_is
         tokio::spawn(async move { count(&*limiter, &RateKey::Tenant(tenant()), 10).await })
     });
     let requests: Vec<_> = requests.collect();
-    server.kill();
+    server.process.kill();
     for request in futures::future::join_all(requests).await {
         assert_eq!(request.expect("answered").wait, None);
     }
@@ -144,7 +144,7 @@ async fn a_redis_that_is_killed_holds_up_no_request_and_is_used_again_when_it_is
 
 async fn a_server_that_starts_without_redis_finds_it_later() {
     let mut server = RedisServer::start();
-    server.kill();
+    server.process.kill();
     let limiter = over(&server);
     counts_alone(&limiter).await;
     server.restart();

@@ -1,16 +1,16 @@
 //! A Redis of the tests' own, and clients of it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead::domain::clock::SystemClock;
-use bulkhead::store::layers::CallSettings;
-use bulkhead::store::redis::{RedisClient, RedisRateLimiter, RedisSettings};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use bulkhead::store::layers::OneCallSettings;
+use bulkhead::store::redis::{RedisCache, RedisClient, RedisRateLimiter, RedisSettings, RedisTenants};
 use tempfile::TempDir;
+
+use crate::process::Process;
 
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ fn vendor() -> PathBuf {
 }
 
 /// The program with what it needs; the machine's own where set-up brought none.
-fn program(name: &str) -> Command {
+pub fn program(name: &str) -> Command {
     let program = vendor().join("bin").join(name);
     if !program.exists() {
         return Command::new(name);
@@ -71,7 +71,7 @@ fn version(url: &str) -> redis::RedisResult<String> {
 pub struct RedisServer {
     folder: TempDir,
     arguments: Vec<String>,
-    process: Child,
+    pub process: Process,
 }
 
 impl RedisServer {
@@ -84,27 +84,19 @@ impl RedisServer {
     pub fn with(arguments: &[&str]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-        let process = Self::spawn(folder.path(), &arguments);
-        let server = Self { folder, arguments, process };
-        server.wait();
-        server
+        let process = Self::run(folder.path(), &arguments);
+        Self { folder, arguments, process }
     }
 
-    fn spawn(folder: &Path, arguments: &[String]) -> Child {
+    fn run(folder: &Path, arguments: &[String]) -> Process {
+        let socket = folder.join("redis.sock");
         let mut command = program("redis-server");
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--dir"]).arg(folder);
-        command.arg("--unixsocket").arg(folder.join("redis.sock"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        command.spawn().expect("redis-server starts")
-    }
-
-    fn wait(&self) {
-        let end = Instant::now() + PATIENCE;
+        command.arg("--unixsocket").arg(&socket);
+        let mut process = Process::start(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()));
         // Who is not let in is answered too.
-        while std::os::unix::net::UnixStream::connect(self.folder.path().join("redis.sock")).is_err() {
-            assert!(Instant::now() < end, "redis-server does not answer");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        process.answers(PATIENCE, || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        process
     }
 
     /// Its address.
@@ -117,32 +109,10 @@ impl RedisServer {
         self.folder.path()
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.process.id()).expect("a process id"));
-        kill(pid, signal).expect("it runs");
-    }
-
-    /// It hangs from now on.
-    pub fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
-    }
-
-    /// It goes on.
-    pub fn resume(&self) {
-        self.signal(Signal::SIGCONT);
-    }
-
-    /// It is gone at once, with all it had.
-    pub fn kill(&mut self) {
-        self.process.kill().expect("it runs");
-        self.process.wait().expect("it ended");
-    }
-
     /// Another one in its place, which has nothing.
     pub fn restart(&mut self) {
         let _none = std::fs::remove_file(self.folder.path().join("redis.sock"));
-        self.process = Self::spawn(self.folder.path(), &self.arguments);
-        self.wait();
+        self.process = Self::run(self.folder.path(), &self.arguments);
     }
 
     /// A connection of the tests' own.
@@ -152,19 +122,10 @@ impl RedisServer {
     }
 }
 
-impl Drop for RedisServer {
-    fn drop(&mut self) {
-        let _ended = self.process.kill();
-        let _ended = self.process.wait();
-    }
-}
-
 /// Settings of a client of this address.
 pub fn settings(url: &str) -> RedisSettings {
-    let calls = CallSettings {
+    let calls = OneCallSettings {
         deadline_ms: u64::try_from(DEADLINE.as_millis()).expect("short"),
-        attempts: 2,
-        pause_ms: 10,
         breaker_failures: 3,
         breaker_rest_ms: 200,
     };
@@ -177,4 +138,16 @@ pub fn limiter(settings: &RedisSettings, secret: [u8; 32]) -> RedisRateLimiter {
     let client =
         RedisClient::new(settings, Arc::default(), Arc::<SystemClock>::clone(&clock)).expect("a client");
     RedisRateLimiter::new(client, &secret, SHARE, 1000, clock)
+}
+
+/// What keeps things for one server over a Redis. Those with equal secrets read each other's.
+pub fn cache(settings: &RedisSettings, secret: [u8; 32]) -> RedisCache {
+    let client = RedisClient::new(settings, Arc::default(), Arc::new(SystemClock)).expect("a client");
+    RedisCache::new(client, &secret)
+}
+
+/// The keys of tenants in a Redis.
+pub fn tenants(settings: &RedisSettings) -> RedisTenants {
+    let client = RedisClient::new(settings, Arc::default(), Arc::new(SystemClock)).expect("a client");
+    RedisTenants::new(client, Duration::from_mins(1))
 }

@@ -282,10 +282,9 @@ async fn what_is_recorded_together_is_written_in_few_transactions() {
         written.expect("written");
     }
     println!("500 events at once, each awaited: {:?}", clock.elapsed());
-    audit.record_now(alice.scope(), entry()).await.expect("written");
-    assert_eq!(audit.counts().written, 2501);
+    assert_eq!(audit.counts().written, 2500);
     for (tenant, events) in
-        [(Some(alice.scope().tenant()), 1001), (Some(bob.scope().tenant()), 1000), (None, 500)]
+        [(Some(alice.scope().tenant()), 1000), (Some(bob.scope().tenant()), 1000), (None, 500)]
     {
         let reports = log.verify(tenant).await.expect("examined");
         assert_eq!((reports[0].events, reports[0].fault), (events, None));

@@ -89,6 +89,10 @@ impl AuditLog for Server {
         self.log.name()
     }
 
+    fn node(&self) -> &str {
+        self.log.node()
+    }
+
     async fn append(&self, tenant: Option<TenantId>, events: &[AuditEvent]) -> Result<(), StoreError> {
         if self.by_spool && events.iter().all(|event| event.tenant == tenant) {
             for event in events {

@@ -387,7 +387,13 @@ async fn every_action_of_an_operator_is_in_both_logs_with_its_reason_and_a_delet
         };
         let receipt = trail.find(chain, like).await;
         assert_eq!(receipt.principal, "server");
-        for count in ["removed 1 indexes, 1 uploads", " document 2", " chunk 2", " namespace 1"] {
+        for count in [
+            "removed 1 indexes, 1 uploads",
+            " document 2",
+            " chunk 2",
+            " namespace 1",
+            "points in qdrant_edge 2; left: rows 0, indexes 0, uploads 0",
+        ] {
             assert!(receipt.reason.contains(count), "{count} in {}", receipt.reason);
         }
     }

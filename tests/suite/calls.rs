@@ -251,6 +251,10 @@ pub fn calls(operation: &Operation, ids: &Ids) -> Option<Vec<Call>> {
         | "post /admin/tenants/{id}/audit/export" => {
             vec![with(path.replace("{id}", &ids.tenant), reason())]
         }
+        "post /admin/tenants/{id}/placement" => {
+            let body = json!({"placement": "own", "reason": "a test"});
+            vec![with(path.replace("{id}", &ids.tenant), body)]
+        }
         "post /admin/tenants/{id}/tokens" => {
             let body = json!({"subject": "mallory", "roles": ["reader"], "expires_in": 60});
             vec![with(path.replace("{id}", &ids.tenant), body)]

@@ -17,11 +17,13 @@ use bulkhead::tenancy::{Directory as _, Permit, Write};
 use sqlx::postgres::PgConnection;
 
 use crate::consistency::consistent;
+use crate::database::deletion;
 use crate::deployment::{Harness, LEASE, accept, chunk, document, pools, terms};
 use crate::store::only_task;
 
-/// More polls than any operation takes; a sweep that gets here never ends.
-const MOST_POLLS: usize = 200;
+/// More polls than any operation takes, those included in which its pool opens connections anew that were dropped while
+/// they were opened; a sweep that gets here never ends.
+const MOST_POLLS: usize = 2000;
 
 /// What the future returns if it needs at most this many polls; otherwise it is dropped after them.
 async fn cancelled_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
@@ -218,7 +220,8 @@ async fn a_write_that_is_dropped_anywhere_is_done_whole_or_not_at_all() {
     sweep!(sweep, "namespace_delete", polls => {
         let (writer, name) = (writer.clone(), NamespaceName::parse("n-50").expect("name"));
         writer.corpus_require(&name).await.expect("made");
-        async move { writer.namespace_delete(&name).await }
+        let act = deletion(&sweep.harness.postgres, writer.scope());
+        async move { writer.namespace_delete(act, &name).await }
     });
     sweep.end().await;
 }

@@ -30,7 +30,11 @@ const ACROSS_TENANTS: [(&str, &str, &str); 11] = [
     ("audit_head", "dispatch", "whose events wait to be forwarded, by column grants"),
     ("audit_anchor", "dispatch", "whose events wait to be forwarded, by column grants"),
     ("tenant_usage", "control", "operators compare what tenants keep: ids and numbers"),
-    ("vector_collection", "dispatch", "tenants that have collections, by column grants; not their names"),
+    (
+        "vector_collection",
+        "dispatch",
+        "tenants that have collections and how many are their own, by column grants; not their names",
+    ),
 ];
 
 /// Indexes that are not led by the tenant, with the reason.
@@ -60,6 +64,7 @@ app outbox delete,insert,select,update
 app tenant_usage delete,insert,select,update
 app term_frequency delete,insert,select,update
 app vector_collection delete,insert,select,update
+app vector_placement delete,insert,select,update
 backup _sqlx_migrations select
 backup api_key select
 backup audit_anchor select
@@ -82,6 +87,7 @@ backup tenant select
 backup tenant_usage select
 backup term_frequency select
 backup vector_collection select
+backup vector_placement select
 backup vectors_MODEL_NAMESPACE select
 control api_key delete,insert,select,update
 control audit_anchor insert,select,update
@@ -91,19 +97,21 @@ control job insert,select
 control operator_key insert,select,update
 control tenant insert,select,update
 control tenant_usage select
+control vector_placement insert,select,update
 dispatch outbox delete";
 
 const COLUMN_GRANTS: &str = "\
 auth select api_key digest,expires_at,key_id,namespaces,revoked_at,roles,tenant_id
 auth select operator_key digest,expires_at,key_id,revoked_at
 auth select tenant limits,slug,state,tenant_id
+control update job finished_at,lease,leased_until,stage,state,updated_at
 dispatch select audit_anchor node,number,tenant_id
 dispatch select audit_head node,number,tenant_id
 dispatch select consumer consumer,namespace_id,seq,tenant_id,updated_at
 dispatch select job attempts,cost,due_at,job_id,kind,lease,leased_by,leased_until,namespace_id,state,tenant_id,upload
 dispatch select namespace building,chunks,homes,model_id,namespace_id,seq,tenant_id
 dispatch select outbox namespace_id,seq,tenant_id
-dispatch select vector_collection tenant_id
+dispatch select vector_collection placement,tenant_id
 dispatch update job attempts,due_at,lease,leased_by,leased_until,state,updated_at";
 
 /// Table, name, command, roles, whether it permits, what it shows, what it lets in.

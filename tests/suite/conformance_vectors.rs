@@ -1,6 +1,6 @@
 //! What every vector index must do: one function for each sentence of the trait's documentation.
 //!
-//! The functions take the index by its trait; a back end's own file runs them all.
+//! The functions take the index by its trait; a back end's own file runs them all, by `every_behaviour`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,6 +10,31 @@ use bulkhead::store::error::ErrorKind;
 use bulkhead::store::partition::Partition;
 use bulkhead::store::vector::{Found, Point, Terms, VectorIndex, VectorQuery};
 use uuid::Uuid;
+
+/// Hands the name of every behaviour to a macro of the back end's own file.
+macro_rules! every_behaviour {
+    ($run:ident) => {
+        $run! {
+            a_search_sees_only_its_partition;
+            a_partition_without_an_index_is_none;
+            everything_is_listed_once_in_order;
+            what_is_applied_is_found_at_once;
+            changes_without_points_count;
+            the_same_changes_again_change_nothing;
+            a_point_written_again_is_replaced;
+            what_is_deleted_is_not_found;
+            lexical_scores_are_sums_of_products;
+            a_small_partition_answers_exactly;
+            malformed_vectors_are_refused;
+            a_removed_partition_stays_removed;
+            a_retired_partition_may_come_back;
+            a_rebuild_replaces_what_was_there;
+            searches_go_on_during_rebuilds;
+            searches_go_on_beside_a_writer;
+        }
+    };
+}
+pub(crate) use every_behaviour;
 
 /// Numbers in the embeddings of these tests.
 pub const DIMENSION: usize = 8;

@@ -4,6 +4,8 @@
 //! Accepted is what a call was answered for. It must be there after the next start, once.
 
 #[cfg(feature = "laboratory")]
+mod acts;
+#[cfg(feature = "laboratory")]
 mod changes;
 pub mod child;
 mod database;

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead::domain::audit::{AuditEntry, AuditKind, Decision};
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource, ModelId, SystemIds, TenantId};
+use bulkhead::store::postgres::audit::PostgresAudit;
 use bulkhead::store::postgres::server::PrivateServer;
 use bulkhead::store::postgres::{PoolSettings, Postgres, migrate};
-use bulkhead::tenancy::{Permit, Write, reauthorise};
+use bulkhead::store::{Audit, AuditSettings, ServerAct, TenantAct};
+use bulkhead::tenancy::{Permit, TenantScope, Write, reauthorise};
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
@@ -15,6 +18,23 @@ use crate::place::{Place, connect};
 
 /// The model whose partition exists.
 pub const MODEL: &str = "0123456789abcdef";
+
+/// The log of what tests change.
+fn log(postgres: &Postgres) -> Audit {
+    let log = Arc::new(PostgresAudit::new(postgres.clone(), "node-1"));
+    Audit::start(log, AuditSettings::default(), Arc::new(SystemClock), &[1; 32])
+}
+
+/// The deletion of a namespace by somebody of a tenant.
+pub fn deletion(postgres: &Postgres, scope: &TenantScope) -> TenantAct {
+    let entry = AuditEntry::new(AuditKind::Admin, "namespace.delete", Decision::Allowed);
+    log(postgres).tenant_act(scope, entry)
+}
+
+/// The making of an operator's credential.
+pub fn first_operator(postgres: &Postgres) -> ServerAct {
+    log(postgres).server_act(AuditEntry::new(AuditKind::Admin, "operator.create", Decision::Allowed))
+}
 
 /// A running server with a migrated database.
 pub struct Database {

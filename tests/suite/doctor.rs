@@ -179,7 +179,7 @@ fn a_lock_that_a_silent_process_holds_is_told_with_its_number() {
 }
 
 /// What is planted, and how the doctor names it: statement, check, words.
-const PLANTED: [(&str, &str, &str); 11] = [
+const PLANTED: [(&str, &str, &str); 12] = [
     ("alter table chunk no force row level security", "database.isolation", "table chunk: row-level security is not forced"),
     ("drop policy own_delete on document", "database.isolation", "table document: no policy for delete"),
     ("alter policy own_select on outbox using (true)", "database.isolation", "policy own_select of outbox: not bound"),
@@ -189,6 +189,12 @@ const PLANTED: [(&str, &str, &str); 11] = [
     ("grant select on document to bulkhead_dispatch", "database.grants", "bulkhead_dispatch may select document"),
     ("grant truncate on chunk to public", "database.grants", "everybody may truncate chunk"),
     ("create unique index by_name on document (file_name)", "database.index", "index by_name of document: not led by the tenant"),
+    (
+        "create index by_tenant_ccnew1 on document (tenant_id);
+         update pg_index set indisvalid = false where indexrelid = 'by_tenant_ccnew1'::regclass",
+        "database.index",
+        "index by_tenant_ccnew1 of document: left by a rebuild that broke off",
+    ),
     ("update pg_extension set extversion = '0.7.4' where extname = 'vector'", "database.version", "pgvector 0.7.4 is below"),
     (
         "insert into namespace (tenant_id, namespace_id, name, model_id, seq, chunks, created_at)
@@ -227,6 +233,8 @@ async fn faults_of_the_database_are_named_with_the_statement_that_mends_them_and
             "{finding}"
         );
     }
+    let left = told.find("database.index", "index by_tenant_ccnew1");
+    assert_eq!(left["command"], "drop index concurrently by_tenant_ccnew1", "not a second index of the same");
     told.find("indexes.behind", "is 5000 changes behind");
     let largest = json!([{"tenant_id": "00000000-0000-0000-0000-000000000001", "count": 70}]);
     assert_eq!(told.report["facts"]["largest_tenants"], largest);

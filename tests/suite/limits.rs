@@ -14,7 +14,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
-use crate::database::Database;
+use crate::database::{Database, deletion};
 use crate::deployment::{Harness, accept, chunk, document, pools};
 use crate::site::{Answer, Site, Tenant};
 
@@ -113,7 +113,8 @@ async fn what_is_deleted_replaced_or_never_accepted_is_given_back() {
     let other = harness.namespace(&permit, "other").await;
     accept(&other, &[document("a", "stays")], OnExisting::Refuse).await;
     let writer = harness.stores.background(&permit);
-    writer.namespace_delete(corpus.name()).await.expect("deleted");
+    let act = deletion(&harness.postgres, permit.scope());
+    writer.namespace_delete(act, corpus.name()).await.expect("deleted");
     assert_eq!(counted(&harness, &permit).await, (1, 5));
     writer.tenant_purge().await.expect("purged");
     assert_eq!(counted(&harness, &permit).await, (0, 0));

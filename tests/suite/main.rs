@@ -39,6 +39,7 @@ mod faults;
 #[cfg(feature = "laboratory")]
 mod fuzzing;
 mod graph;
+mod graph_upkeep;
 #[cfg(feature = "laboratory")]
 mod growth;
 mod hints;
@@ -52,6 +53,8 @@ mod isolation_page;
 mod language_model;
 mod limits;
 mod limits_live;
+#[cfg(feature = "laboratory")]
+mod model;
 mod mongodb;
 mod names;
 mod non_interference;
@@ -65,6 +68,10 @@ mod place;
 #[cfg(feature = "laboratory")]
 mod post_filter;
 mod private_postgres;
+#[cfg(feature = "laboratory")]
+#[path = "../support/process.rs"]
+#[expect(dead_code, reason = "as of redis_server")]
+mod process;
 mod projector;
 #[cfg(feature = "laboratory")]
 #[path = "../support/qdrant/mod.rs"]
@@ -72,7 +79,13 @@ mod qdrant_stand_in;
 mod query;
 mod quiet_logs;
 mod receiver;
+#[cfg(feature = "laboratory")]
+mod recorded;
 mod recovery;
+#[cfg(feature = "laboratory")]
+#[path = "../services/redis_server.rs"]
+#[expect(dead_code, reason = "tests of Redis itself are in tests/services and use more of it")]
+mod redis_server;
 mod reembed;
 mod refused_database;
 #[cfg(feature = "laboratory")]
@@ -81,6 +94,7 @@ mod round_trips;
 mod row_level_security;
 mod running;
 mod server;
+mod server_on_pgvector;
 #[cfg(feature = "laboratory")]
 mod server_on_qdrant;
 mod settings;

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bulkhead::domain::Seq;
 use bulkhead::domain::ids::{ChunkId, NamespaceName};
 use bulkhead::store::postgres::migrate;
 use bulkhead::store::postgres::partitions::VectorSettings;
 use bulkhead::store::postgres::roles::Role;
+use bulkhead::store::postgres::vector_index::RowIndex;
 use bulkhead::store::uploads::Uploads;
 use bulkhead::store::vector::{Hit, VectorIndex, VectorQuery};
-use bulkhead::store::{Corpus, CorpusWriter, Stores};
+use bulkhead::store::{Corpus, CorpusWriter, ErrorKind, Stores};
 use bulkhead::tenancy::{Permit, Write, authorise_purge};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
@@ -163,6 +165,115 @@ async fn a_thousand_neighbours_take_nothing_from_recall_and_change_no_answer() {
     let gone =
         format!("delete from chunk_embedding where terms = '{{1:1}}/1000000000' and model_id = '{MODEL}'");
     sqlx::raw_sql(AssertSqlSafe(gone)).execute(&mut superuser).await.expect("gone");
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn as_the_index_it_finds_what_an_exact_search_finds_and_its_graph_can_be_built_anew() {
+    let harness = Harness::new().await;
+    let stores = stores(&harness);
+    let (permit, large) = tenant(&harness, &stores, LARGE, "quay").await;
+    let (_, small) = tenant(&harness, &stores, 60, "quay").await;
+    promote(&stores, &large).await;
+    let vectors = VectorSettings { own_partition_from_chunks: LARGE, ..Default::default() };
+    let index = RowIndex::new(harness.postgres.clone().with_vectors(vectors));
+    let recall = async |corpus: &Corpus| {
+        let (mut found, mut wanted) = (0, 0);
+        for n in 0..100 {
+            let text = format!("quay {n} by night");
+            let best: BTreeSet<ChunkId> = exact(corpus, &text).await.iter().map(|hit| hit.chunk).collect();
+            let hits = index.search(corpus.partition(), &question(&text, 10)).await;
+            let hits = hits.expect("searched").expect("there").dense;
+            let own = (corpus.partition().tenant(), corpus.partition().namespace());
+            assert!(hits.iter().all(|hit| (hit.tenant, hit.namespace) == own));
+            wanted += best.len();
+            found += hits.iter().filter(|hit| best.contains(&hit.chunk)).count();
+        }
+        (found, wanted)
+    };
+    assert_eq!(recall(&small).await, (1000, 1000), "a small one is searched exactly");
+    let (found, wanted) = recall(&large).await;
+    assert!(found * 100 >= wanted * 99, "recall@10: {found} of {wanted}");
+    let mut superuser = harness.deployment.superuser().await;
+    let mut graph = async || -> i64 {
+        let name = format!("{}_hnsw", leaf(&large));
+        let node = sqlx::query_scalar("select relfilenode::bigint from pg_class where relname = $1");
+        node.bind(name).fetch_one(&mut superuser).await.expect("a graph")
+    };
+    let before = graph().await;
+    for corpus in [&large, &small] {
+        index.rebuild(corpus.partition()).await.expect("begun").finish(corpus.seq()).await.expect("finished");
+    }
+    assert_ne!(graph().await, before);
+    let (found, wanted) = recall(&large).await;
+    assert!(found * 100 >= wanted * 99, "recall@10: {found} of {wanted}");
+
+    // The position is the record's own, and so is the listing.
+    let writer = open(&stores, &permit).await;
+    harness.put(&writer, "later", vec![chunk(0, "a later quay")]).await;
+    let position = index.position(large.partition()).await.expect("read").expect("there");
+    assert_eq!((position.applied, position.durable), (Seq(large.seq().0 + 1), Seq(large.seq().0 + 1)));
+    let hits = index.search(large.partition(), &question("a later quay", 1)).await.expect("searched");
+    assert!((hits.expect("there").dense[0].score - 1.0).abs() < 1e-5);
+    let page = index.entries(large.partition(), None, 1500).await.expect("listed").expect("there");
+    let rest = index.entries(large.partition(), page.next, 1500).await.expect("listed").expect("there");
+    let listed: BTreeSet<ChunkId> = page.list.iter().chain(&rest.list).map(|entry| entry.chunk).collect();
+    assert_eq!((u64::try_from(listed.len()).expect("few"), rest.next), (LARGE + 1, None));
+    harness.close().await;
+}
+
+/// The indexes of a leaf that are graphs, and whether they are used.
+async fn graphs(superuser: &mut PgConnection, leaf: &str) -> Vec<(String, bool)> {
+    let graphs =
+        "select c.relname::text, i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid
+        join pg_am a on a.oid = c.relam where i.indrelid = $1::regclass and a.amname = 'hnsw' order by 1";
+    sqlx::query_as(graphs).bind(leaf).fetch_all(superuser).await.expect("graphs")
+}
+
+#[tokio::test]
+async fn a_rebuild_that_broke_off_leaves_no_second_graph() {
+    let harness = Harness::new().await;
+    let stores = stores(&harness);
+    let (_, large) = tenant(&harness, &stores, LARGE, "slip").await;
+    promote(&stores, &large).await;
+    let (index, leaf) = (RowIndex::new(harness.postgres.clone()), leaf(&large));
+    let mut superuser = harness.deployment.superuser().await;
+    let only = [(format!("{leaf}_hnsw"), true)];
+    let rebuild = async || index.rebuild(large.partition()).await.expect("begun").finish(large.seq()).await;
+    // What a server that was killed leaves, as PostgreSQL names it, which cuts the index's own name.
+    let (dimension, name) = (chunk(0, "any").embedding.len(), format!("{leaf}_ccnew"));
+    let left = format!(
+        "create index {name} on {leaf} using hnsw ((embedding::vector({dimension})) vector_ip_ops);
+         update pg_index set indisvalid = false where indexrelid = '{name}'::regclass"
+    );
+    sqlx::raw_sql(AssertSqlSafe(left)).execute(&mut superuser).await.expect("left");
+    assert_eq!(graphs(&mut superuser, &leaf).await, [(name, false), only[0].clone()]);
+    rebuild().await.expect("built");
+    assert_eq!(graphs(&mut superuser, &leaf).await, only);
+
+    // One that fails while it waits for a writer takes away what it began.
+    let mut writer = harness.deployment.superuser().await;
+    let held = format!("begin; lock table {leaf} in row exclusive mode");
+    sqlx::raw_sql(AssertSqlSafe(held)).execute(&mut writer).await.expect("held");
+    let broken = async {
+        let cancelled = "select pg_cancel_backend(pid) from pg_stat_activity
+            where query like 'reindex index concurrently ' || $1 || '%' and wait_event_type = 'Lock'";
+        let end = Instant::now() + Duration::from_secs(30);
+        while sqlx::query(cancelled)
+            .bind(&leaf)
+            .fetch_optional(&mut superuser)
+            .await
+            .expect("asked")
+            .is_none()
+        {
+            assert!(Instant::now() < end, "it waits for nobody");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sqlx::raw_sql("rollback").execute(&mut writer).await.expect("ended");
+    };
+    let (ended, ()) = tokio::join!(rebuild(), broken);
+    assert_eq!(ended.expect_err("it was cancelled").kind, ErrorKind::Timeout);
+    assert_eq!(graphs(&mut superuser, &leaf).await, only);
     harness.close().await;
 }
 

@@ -25,7 +25,7 @@ use observed::Observed;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::database::Database;
+use crate::database::{Database, deletion};
 use crate::deployment::{Harness, chunk, terms};
 
 fn copy(from: &Path, to: &Path) {
@@ -396,7 +396,8 @@ async fn a_suspended_tenant_waits_and_a_deleted_namespace_leaves_no_index() {
         .await
         .expect("suspended");
     let name = NamespaceName::parse("gone").expect("name");
-    assert!(rig.stores.background(&bob).namespace_delete(&name).await.expect("deleted"));
+    let act = deletion(&rig.database.postgres, bob.scope());
+    assert!(rig.stores.background(&bob).namespace_delete(act, &name).await.expect("deleted").is_some());
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(rig.projector.clone().run(shutdown.clone()));
     // A handle from before the deletion brings nothing back.

@@ -3,20 +3,27 @@
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bulkhead::domain::Seq;
 use bulkhead::domain::clock::{Clock as _, SystemClock};
 use bulkhead::domain::ids::{IdSource as _, NamespaceName, SystemIds, TenantId};
 use bulkhead::domain::limits::Limits;
-use bulkhead::store::ErrorKind;
+use bulkhead::store::layers::CallSettings;
+use bulkhead::store::neo4j::{Neo4jGraph, Neo4jSettings};
 use bulkhead::store::postgres::documents::{Content, OnExisting};
+use bulkhead::store::postgres::examine::{Finding, FindingKind};
 use bulkhead::store::postgres::leases::LeaseTerms;
+use bulkhead::store::postgres::projection::Changes;
+use bulkhead::store::{ErrorKind, StoreError};
 use bulkhead::tenancy::{Permit, Write};
 use bytes::Bytes;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use crate::consistency::consistent;
+use crate::database::deletion;
 use crate::deployment::{Harness, accept, chunk, document, terms};
 use crate::store::processed;
 
@@ -251,11 +258,12 @@ async fn race(
         }
     };
     let writer = harness.stores.background(permit);
+    let act = deletion(&harness.postgres, permit.scope());
     let deleting = async move {
         if whole_tenant {
             writer.tenant_purge().await.map(drop)
         } else {
-            writer.namespace_delete(&NamespaceName::parse("race").expect("name")).await.map(drop)
+            writer.namespace_delete(act, &NamespaceName::parse("race").expect("name")).await.map(drop)
         }
     };
     let (written, deleted) = if write_first {
@@ -335,7 +343,14 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
     gone.index_apply(changes.clone()).await.expect("applied");
     corpus.index_apply(changes.clone()).await.expect("applied");
     let writer = harness.stores.background(&permit);
-    assert!(writer.namespace_delete(&NamespaceName::parse("gone").expect("name")).await.expect("deleted"));
+    let act = deletion(&harness.postgres, permit.scope());
+    assert!(
+        writer
+            .namespace_delete(act, &NamespaceName::parse("gone").expect("name"))
+            .await
+            .expect("deleted")
+            .is_some()
+    );
     assert!(!stray.exists(), "a deletion takes its files along");
     fs::create_dir_all(stray.parent().expect("a folder")).expect("made");
     fs::write(&stray, b"too late").expect("written");
@@ -343,7 +358,7 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
     gone.index_apply(changes).await.expect("applied too late");
 
     let before = SystemClock.now() - chrono::Duration::hours(1);
-    let removed = writer.orphans_remove(before).await.expect("swept");
+    let removed = writer.orphans_remove(before).await;
     assert_eq!((removed.uploads, removed.indexes), (3, 1), "orphan, unfinished and stray; one index");
     for (path, stays) in [
         (&live, true),
@@ -358,7 +373,68 @@ async fn orphaned_files_go_and_live_young_and_foreign_ones_stay() {
     }
     assert!(corpus.index_position().await.expect("asked").is_some(), "a live namespace keeps its index");
     assert!(gone.index_position().await.expect("asked").is_none());
-    let again = writer.orphans_remove(before).await.expect("swept");
+    let again = writer.orphans_remove(before).await;
     assert_eq!((again.uploads, again.indexes), (0, 0));
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn an_index_that_is_away_holds_up_neither_a_deletion_nor_the_sweep() {
+    let harness = Harness::new().await;
+    let permit = harness.tenant().await;
+    let tenant = permit.scope().tenant();
+    // Nobody listens there.
+    let settings = Neo4jSettings {
+        url: "bolt://127.0.0.1:1".to_owned(),
+        calls: CallSettings { deadline_ms: 300, attempts: 1, ..CallSettings::default() },
+        ..Neo4jSettings::default()
+    };
+    let graph = Neo4jGraph::new(settings, Arc::default(), Arc::new(SystemClock));
+    let stores = harness.stores.clone().with_graph(Arc::new(graph));
+    let writer = stores.background(&permit);
+    let upload = async |name: &NamespaceName| {
+        let corpus = writer.corpus_require(name).await.expect("made").expect("reached");
+        let upload = corpus.upload_put(Bytes::from_static(b"a file")).await.expect("stored");
+        let place = corpus.partition();
+        let folder = harness.deployment.uploads.path().join(tenant.to_string());
+        let path = folder.join(place.namespace().to_string()).join(upload.to_string());
+        let changes = Changes { through: Seq(1), ..Changes::default() };
+        corpus.index_apply(changes.clone()).await.expect("applied");
+        (corpus, changes, path)
+    };
+
+    let hall = NamespaceName::parse("hall").expect("a name");
+    let (gone, changes, file) = upload(&hall).await;
+    let act = deletion(&harness.postgres, permit.scope());
+    let erased = writer.namespace_delete(act, &hall).await.expect("deleted").expect("it was there");
+    assert_eq!(erased.later, ["neo4j"], "it says what is left to do");
+    assert!(!file.exists(), "its files are gone");
+    assert!(gone.index_position().await.expect("asked").is_none(), "and the index that is not away");
+    let act = deletion(&harness.postgres, permit.scope());
+    assert_eq!(writer.namespace_delete(act, &hall).await.expect("asked"), None);
+
+    // The sweep goes on in the other stores.
+    let (_, _, orphan) = upload(&NamespaceName::default()).await;
+    age(&orphan, Duration::from_hours(3));
+    gone.index_apply(changes).await.expect("applied too late");
+    let (tenants, failed) = stores.tenants_on_disk().await;
+    assert!(tenants.contains(&tenant));
+    let backends = |failed: &[StoreError]| failed.iter().map(|error| error.backend).collect::<Vec<_>>();
+    assert_eq!(backends(&failed), ["neo4j"]);
+    let before = SystemClock.now() - chrono::Duration::hours(1);
+    let unreached = Finding { kind: FindingKind::UnreachedIndexes, count: 1, repaired: false };
+    let found = writer.tenant_examine(before, false).await.expect("examined");
+    assert_eq!(found.last(), Some(&unreached), "a comparison says what it did not see");
+    assert!(found.iter().any(|found| found.kind == FindingKind::StrayUploads), "{found:?}");
+    let swept = writer.orphans_remove(before).await;
+    assert_eq!((swept.uploads, swept.indexes), (1, 1));
+    assert_eq!(backends(&swept.failed), ["neo4j"]);
+    assert!(!orphan.exists());
+
+    // A tenant's purge is repeated until nothing is left, and no file waits for that.
+    let (_, _, file) = upload(&NamespaceName::default()).await;
+    let error = writer.tenant_purge().await.expect_err("the graph is away");
+    assert_eq!(error.backend, "neo4j");
+    assert!(!file.exists());
     harness.close().await;
 }

@@ -2,6 +2,8 @@
 //! purging nothing in any file that is ours. PostgreSQL's own files are left out: dead tuples and write-ahead log
 //! stay until vacuum and recycling.
 
+mod services;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use crate::consistency::residue;
 use crate::oracle::assert_without;
 use crate::place::connect;
-use crate::server::{PATIENCE, Tenant, TestServer, new_folder, random, text};
+use crate::server::{PATIENCE, Tenant, TestServer, is_on_services, new_folder, random, text};
 
 /// What a document is found by.
 struct Marks {
@@ -76,14 +78,22 @@ struct Ground {
 
 impl Ground {
     async fn new() -> Self {
+        // On the services profile it is in Redis.
+        let cache = if is_on_services() { "" } else { "cache.backend = 'memory'" };
+        Self::with(&format!("vectors.purge_after_seconds = 1\n{cache}")).await
+    }
+
+    async fn with(further: &str) -> Self {
         let base = new_folder("residue");
         let folder = base.clone();
-        let further = "embedding.model = 'hashing'
-            vectors.purge_after_seconds = 1
+        let settings = format!(
+            "embedding.model = 'hashing'
             projection.upkeep_ms = 200
             projection.flush_ms = 200
-            projection.sweep_ms = 200";
-        let start = move || TestServer::start(&folder, further);
+            projection.sweep_ms = 200
+            {further}"
+        );
+        let start = move || TestServer::start(&folder, &settings);
         let server = tokio::task::spawn_blocking(start).await.expect("a server");
         Self { server, base }
     }
@@ -102,6 +112,8 @@ impl Ground {
         let until = Instant::now() + PATIENCE;
         loop {
             let mut left = self.files(needles);
+            // What waits for the audit log is the audit log's.
+            left.retain(|place| !place.contains("/audit-spool/"));
             for needle in needles {
                 let tables = self.rows(needle).await;
                 left.extend(
@@ -115,6 +127,22 @@ impl Ground {
                 return;
             }
             assert!(Instant::now() < until, "{about}: {left:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The receipt of a tenant's deletion, in the record.
+    async fn receipt(&self, tenant: &Tenant) -> String {
+        let database = self.server.laboratory.superuser.as_ref().expect("a private database");
+        let id: uuid::Uuid = tenant.id.parse().expect("an id");
+        let query = "select body from audit_event where tenant_id = $1 and body like '%tenant.purge%'";
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let found = sqlx::query_scalar(query).bind(id).fetch_optional(&mut connect(database).await).await;
+            if let Some(receipt) = found.expect("asked") {
+                return receipt;
+            }
+            assert!(Instant::now() < until, "there is no receipt");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -175,6 +203,12 @@ async fn nothing_of_what_was_deleted_is_left_in_any_row_or_file_of_ours() {
         }
         ground.gone(&needles, end).await;
         if end == "tenant" {
+            let receipt = ground.receipt(&alice).await;
+            let cache = if is_on_services() { "Redis" } else { "this process" };
+            let (_, counted) = receipt.split_once(&format!("; {cache} ")).expect(&receipt);
+            let (before, rest) = counted.split_once(", left 0; kept: ").expect(&receipt);
+            assert!(before.parse::<u64>().is_ok_and(|before| before > 0), "{receipt}");
+            assert!(rest.contains(" audit events in "), "{receipt}");
             let folders = ["shards", "uploads"].map(|part| ground.server.data_dir.join(part).join(&alice.id));
             let until = Instant::now() + PATIENCE;
             while folders.iter().any(|folder| !in_files(folder, std::slice::from_ref(&alice.id)).is_empty()) {

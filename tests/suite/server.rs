@@ -13,10 +13,13 @@ use std::sync::{OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bulkhead::app::{Server, Settings};
+use bulkhead::app::{GraphBackend, Server, Settings, VectorBackend};
 use bulkhead::config;
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{IdSource as _, SystemIds};
+use bulkhead::store::CacheBackend;
+use bulkhead::store::audit::AuditBackend;
+use bulkhead::tenancy::LimitBackend;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder};
@@ -187,9 +190,11 @@ pub fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
         database.server.durable = false
         database.server.shared_buffers_mib = 16
         database.server.relocation = '{}'
+        {}
         {further}",
         data_dir.display(),
         base.join("relocated").display(),
+        profile(),
     );
     fs::write(&file, toml).expect("settings");
     let mut settings: Settings = config::load(Some(&file)).expect("settings");
@@ -198,7 +203,34 @@ pub fn settings(base: &Path, data_dir: &Path, further: &str) -> Settings {
         settings.database.install = install.into();
     }
     settings.program = Some(PathBuf::from(env!("CARGO_BIN_EXE_bulkhead")));
+    assert!(
+        !is_on_services() || on_services(&settings),
+        "a server of the services profile is on all of them"
+    );
     settings
+}
+
+/// Whether servers are on the services that the environment points them at: the services profile.
+pub fn is_on_services() -> bool {
+    match std::env::var("BULKHEAD_TEST_PROFILE").as_deref() {
+        Err(_) | Ok("embedded") => false,
+        Ok("services") => true,
+        Ok(other) => panic!("BULKHEAD_TEST_PROFILE is {other}: embedded or services"),
+    }
+}
+
+/// What a server of that profile has for itself. What is in Qdrant and Redis is told apart by the server's own secrets.
+fn profile() -> String {
+    if is_on_services() { format!("audit.mongodb.database = 'test_{}'", random(16)) } else { String::new() }
+}
+
+/// Whether it uses every service that there is.
+fn on_services(settings: &Settings) -> bool {
+    settings.vectors.backend == VectorBackend::Qdrant
+        && settings.audit.backend == AuditBackend::Mongodb
+        && settings.graph.backend == GraphBackend::Neo4j
+        && settings.limits.backend == LimitBackend::Redis
+        && settings.cache.backend == CacheBackend::Redis
 }
 
 /// An identifier that nothing has.

@@ -14,6 +14,7 @@ use bulkhead::inference::{Embedder, EmbeddingSettings};
 use bulkhead::jobs::projector::{Projector, ProjectorSettings};
 use bulkhead::retrieval::Engine;
 use bulkhead::store::memory::MemoryRateLimiter;
+use bulkhead::store::postgres::administer::NewOperatorKey;
 use bulkhead::store::postgres::ingest::ProcessedDocument;
 use bulkhead::store::{Audit, AuditSettings};
 use bulkhead::telemetry::Metrics;
@@ -26,6 +27,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::database::first_operator;
 use crate::deployment::{Harness, chunk};
 
 /// A tenant with a key for each role.
@@ -56,6 +58,25 @@ impl Answer {
         body.as_object_mut().map(|fields| fields.remove("request_id"));
         body
     }
+}
+
+/// A model that hashes words.
+pub fn embedder() -> Embedder {
+    let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
+    let embedding = EmbeddingSettings {
+        model: "hashing".to_owned(),
+        further: Vec::new(),
+        model_dir: files.join("models"),
+        cache_dir: files.join("cache"),
+        onnxruntime: files.join("none"),
+        max_tokens: 256,
+        batch: 8,
+        threads: 1,
+        spinning: false,
+        queue: 8,
+        vector_cache: None,
+    };
+    Embedder::load(&embedding).expect("the model's tokenizer; run set-up")
 }
 
 /// The running server.
@@ -104,27 +125,15 @@ impl Site {
         let pepper = KeyPepper::new([9; 32]);
         let operator = ApiKey::generate(KeyKind::Operator, ids.as_ref());
         let digest = operator.digest(&pepper);
-        harness.stores.operator_require(operator.id(), digest, "test").await.expect("operator");
+        let stored = NewOperatorKey { key_id: operator.id(), digest, name: "test" };
+        let act = first_operator(&harness.postgres);
+        harness.stores.operator_require(act, stored).await.expect("operator");
         let key = folder.path().join("token-key.pem");
         let signer =
             TokenSigner::load_or_create(&key, &auth, Arc::clone(&clock), Arc::clone(&ids)).expect("signer");
         let directory: Arc<dyn Directory> = Arc::new(harness.postgres.clone());
         let authenticator =
             Authenticator::new(directory, &auth, Arc::clone(&clock), KeyPepper::new([9; 32]), Some(&signer));
-        let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".local");
-        let embedding = EmbeddingSettings {
-            model: "hashing".to_owned(),
-            further: Vec::new(),
-            model_dir: files.join("models"),
-            cache_dir: files.join("cache"),
-            onnxruntime: files.join("none"),
-            max_tokens: 256,
-            batch: 8,
-            threads: 1,
-            spinning: false,
-            queue: 8,
-            vector_cache: None,
-        };
         let log = Arc::new(bulkhead::store::postgres::audit::PostgresAudit::new(
             harness.postgres.clone(),
             "node-1",
@@ -132,7 +141,7 @@ impl Site {
         let audit = Audit::start(log, AuditSettings::default(), Arc::clone(&clock), &[3; 32]);
         let limits =
             HttpSettings { address: ([127, 0, 0, 1], 0).into(), workers: 2, shutdown_seconds: 1, ..limits };
-        let embedder = Embedder::load(&embedding).expect("the model's tokenizer; run set-up");
+        let embedder = embedder();
         let settings: Settings = bulkhead::config::load(None).expect("the defaults");
         let lexicon = Arc::new(Lexicon::new(settings.lexical));
         let engine =
@@ -145,7 +154,14 @@ impl Site {
             "node-1",
             Arc::clone(&clock),
         );
-        let upkeep = Upkeep { indexes: Arc::new(projector), directory, margin: Duration::ZERO };
+        let upkeep = Upkeep {
+            calls: Arc::default(),
+            indexes: Arc::new(projector),
+            directory,
+            graphs: None,
+            placements: None,
+            margin: Duration::ZERO,
+        };
         let app = App {
             engine,
             stores: harness.stores.clone(),

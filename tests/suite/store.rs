@@ -8,16 +8,23 @@ use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::document::Status;
 use bulkhead::domain::ids::{ChunkId, DocumentId, IdSource as _, NamespaceName, SystemIds};
 use bulkhead::domain::limits::Limits;
-use bulkhead::store::CorpusWriter;
-use bulkhead::store::ErrorKind;
 use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
 use bulkhead::store::postgres::ingest::{NewChunk, ProcessedDocument};
 use bulkhead::store::postgres::jobs::{IngestTask, Progress};
 use bulkhead::store::postgres::projection::History;
 use bulkhead::store::vector::{Terms, VectorQuery};
+use bulkhead::store::{CorpusWriter, ErrorKind, TenantWriter};
 
 use crate::consistency::{consistent, residue};
+use crate::database::deletion;
 use crate::deployment::{Harness, LEASE, accept, chunk, document, only_job, status, term, terms};
+
+/// Deletes the namespace in which everything is.
+async fn delete_namespace(harness: &Harness, writer: &TenantWriter) {
+    let act = deletion(&harness.postgres, writer.scope());
+    let erased = writer.namespace_delete(act, &NamespaceName::default()).await.expect("deleted");
+    assert!(erased.is_some());
+}
 
 /// Leases the one job that is due, and opens it.
 pub async fn only_task(harness: &Harness, corpus: &CorpusWriter) -> IngestTask {
@@ -121,7 +128,7 @@ async fn whoever_changes_a_document_meanwhile_wins_over_its_processing() {
             }
             _ => {
                 let writer = harness.stores.writer(&permit);
-                assert!(writer.namespace_delete(&NamespaceName::default()).await.expect("deleted"));
+                delete_namespace(&harness, &writer).await;
                 harness.corpus(&permit).await
             }
         };
@@ -415,7 +422,7 @@ async fn tenants_with_the_same_ids_names_and_contents_never_meet() {
     corpora[0].documents_delete(&["doc".to_owned()]).await.expect("deleted");
     assert_eq!(corpora[1].chunk_list(&all).await.expect("read").len(), 2, "B keeps what A deletes");
     let writer = harness.stores.writer(&tenants[0]);
-    assert!(writer.namespace_delete(&NamespaceName::default()).await.expect("deleted"));
+    delete_namespace(&harness, &writer).await;
     writer.tenant_purge().await.expect("purged");
     assert_eq!(corpora[1].chunk_list(&all).await.expect("read").len(), 2);
     let mut superuser = harness.deployment.superuser().await;
@@ -467,7 +474,7 @@ async fn nothing_of_a_deleted_document_stays_in_any_table() {
             }
             "namespace" => {
                 let writer = harness.stores.writer(&permit);
-                assert!(writer.namespace_delete(&NamespaceName::default()).await.expect("deleted"));
+                delete_namespace(&harness, &writer).await;
             }
             _ => {
                 harness.stores.background(&permit).tenant_purge().await.expect("purged");

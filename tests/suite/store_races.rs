@@ -10,6 +10,7 @@ use bulkhead::store::postgres::documents::{Acceptance, OnExisting};
 use bulkhead::store::postgres::jobs::Progress;
 
 use crate::consistency::consistent;
+use crate::database::deletion;
 use crate::deployment::{Harness, LEASE, accept, chunk, document};
 use crate::store::processed;
 
@@ -32,8 +33,9 @@ async fn a_write_and_a_deletion_at_once_leave_all_of_a_document_or_nothing() {
             assert_eq!(deleted.expect("deleted").len(), 1);
             accepted
         } else {
-            let (accepted, deleted) = tokio::join!(accepting, writer.namespace_delete(&name));
-            assert!(deleted.expect("deleted"));
+            let act = deletion(&harness.postgres, permit.scope());
+            let (accepted, deleted) = tokio::join!(accepting, writer.namespace_delete(act, &name));
+            assert!(deleted.expect("deleted").is_some());
             accepted
         };
         match accepted {

@@ -49,27 +49,10 @@ macro_rules! conformance {
     )*};
 }
 
-conformance! {
-    a_search_sees_only_its_partition;
-    a_partition_without_an_index_is_none;
-    everything_is_listed_once_in_order;
-    what_is_applied_is_found_at_once;
-    changes_without_points_count;
-    the_same_changes_again_change_nothing;
-    a_point_written_again_is_replaced;
-    what_is_deleted_is_not_found;
-    lexical_scores_are_sums_of_products;
-    a_small_partition_answers_exactly;
-    malformed_vectors_are_refused;
-    a_removed_partition_stays_removed;
-    a_retired_partition_may_come_back;
-    a_rebuild_replaces_what_was_there;
-    searches_go_on_during_rebuilds;
-    searches_go_on_beside_a_writer;
-}
+suite::every_behaviour!(conformance);
 
 /// What a crash leaves: the files as they are while the process still runs.
-fn crash(root: &Path) -> TempDir {
+pub fn crash(root: &Path) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
@@ -86,7 +69,7 @@ fn crash(root: &Path) -> TempDir {
     left
 }
 
-fn folder(root: &Path, own: &Partition) -> PathBuf {
+pub fn folder(root: &Path, own: &Partition) -> PathBuf {
     root.join(own.tenant().to_string()).join(own.namespace().to_string()).join(own.model().as_str())
 }
 

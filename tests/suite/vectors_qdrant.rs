@@ -7,7 +7,9 @@
 
 mod isolation;
 mod outages;
-mod site;
+mod registry;
+mod shared;
+pub mod site;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,24 +42,7 @@ macro_rules! conformance {
 mod conformance {
     use super::*;
 
-    conformance! {
-        a_search_sees_only_its_partition;
-        a_partition_without_an_index_is_none;
-        everything_is_listed_once_in_order;
-        what_is_applied_is_found_at_once;
-        changes_without_points_count;
-        the_same_changes_again_change_nothing;
-        a_point_written_again_is_replaced;
-        what_is_deleted_is_not_found;
-        lexical_scores_are_sums_of_products;
-        a_small_partition_answers_exactly;
-        malformed_vectors_are_refused;
-        a_removed_partition_stays_removed;
-        a_retired_partition_may_come_back;
-        a_rebuild_replaces_what_was_there;
-        searches_go_on_during_rebuilds;
-        searches_go_on_beside_a_writer;
-    }
+    suite::every_behaviour!(conformance);
 }
 
 /// Numbers that look random, the same each time.
@@ -231,6 +216,59 @@ async fn marks_and_old_generations_go_when_nothing_can_be_late_any_more() {
     site.clock.advance(Duration::from_secs(601));
     index.flush(&own).await.unwrap();
     assert_eq!(count().await, 1);
+    site.clear(&index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_after_a_namespace_went_is_found_when_nothing_else_can_and_goes() {
+    let site = Site::new();
+    let (one, two) = (site.index(), site.index());
+    let (gone, kept) = (partition(1, 1), partition(1, 2));
+    for each in [&gone, &kept] {
+        one.apply(each, vec![point(each.namespace().0.as_u128() * 10)], vec![], Seq(1)).await.unwrap();
+    }
+    let name = one.laboratory_collection(&kept).await.unwrap();
+    let mut unaware = two.rebuild(&gone).await.unwrap();
+    unaware.add(vec![point(30)]).await.unwrap();
+    one.remove(&gone).await.unwrap();
+    assert_eq!(site.points(&name).await.len(), 3, "a head and a point of the one, a mark of the other");
+    unaware.add(vec![point(31)]).await.unwrap();
+    drop(unaware);
+    assert_eq!(site.points(&name).await.len(), 4);
+    assert_eq!(one.partitions(kept.tenant()).await.unwrap(), std::slice::from_ref(&kept), "more may arrive");
+    site.clock.advance(Duration::from_secs(601));
+    let mut listed = one.partitions(kept.tenant()).await.unwrap();
+    listed.sort_by_key(bulkhead::store::Partition::namespace);
+    assert_eq!(listed, [gone.clone(), kept.clone()]);
+    one.remove(&gone).await.unwrap();
+    assert_eq!(site.points(&name).await.len(), 2);
+    assert_eq!(one.partitions(kept.tenant()).await.unwrap(), std::slice::from_ref(&kept));
+    assert_eq!(chunks(&one, &kept).await, [20]);
+    site.clear(&one).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rebuild_left_that_was_given_up_asks_for_another_one() {
+    let site = Site::new();
+    let index = site.index();
+    let own = partition(1, 1);
+    index.apply(&own, vec![point(1)], vec![], Seq(1)).await.unwrap();
+    let name = index.laboratory_collection(&own).await.unwrap();
+    let mut given_up = index.rebuild(&own).await.unwrap();
+    given_up.add(vec![point(1), point(2)]).await.unwrap();
+    drop(given_up);
+    assert!(!index.wants_rebuild(&own).await, "another server may be writing it");
+    site.clock.advance(Duration::from_secs(601));
+    assert!(index.wants_rebuild(&own).await);
+    assert!(index.wants_rebuild(&own).await, "whoever looks twice sees it twice");
+    let mut rebuild = index.rebuild(&own).await.unwrap();
+    rebuild.add(vec![point(1)]).await.unwrap();
+    rebuild.finish(Seq(1)).await.unwrap();
+    assert!(!index.wants_rebuild(&own).await);
+    site.clock.advance(Duration::from_secs(601));
+    index.flush(&own).await.unwrap();
+    assert_eq!(site.points(&name).await.len(), 2, "a point and a head");
+    assert!(!index.wants_rebuild(&own).await);
     site.clear(&index).await;
 }
 

@@ -34,8 +34,8 @@ pub(super) fn holder(data_dir: &Path) -> Holder {
     if alive { Holder::Process(pid) } else { Holder::Gone(pid) }
 }
 
-/// Says what is wrong with the files below a data folder. `false`: there is nothing that could be looked at.
-pub(super) fn examine(report: &mut Report, data_dir: &Path) -> bool {
+/// Says what is wrong with the files below a data folder, and with the folder of uploads. `false`: there is nothing that could be looked at.
+pub(super) fn examine(report: &mut Report, data_dir: &Path, uploads: &Path) -> bool {
     const CHECK: &str = "files.data_dir";
     let about = match fs::metadata(data_dir) {
         Ok(about) if about.is_dir() => about,
@@ -74,7 +74,7 @@ pub(super) fn examine(report: &mut Report, data_dir: &Path) -> bool {
     // The database's own user may pass through it, no more.
     closed(report, CHECK, data_dir, 0o067, "0700", "Others can list and read what lies in it.");
     let documents = "Others can read every tenant's files.";
-    closed(report, "files.uploads", &data_dir.join("uploads"), 0o077, "0700", documents);
+    closed(report, "files.uploads", uploads, 0o077, "0700", documents);
     closed(
         report,
         "files.shards",
@@ -167,7 +167,7 @@ mod tests {
 
     fn found(data_dir: &Path) -> Vec<(Severity, String, String)> {
         let mut report = Report::default();
-        examine(&mut report, data_dir);
+        examine(&mut report, data_dir, &data_dir.join("uploads"));
         assert!(report.skipped.is_empty(), "{report:?}");
         let told = |finding: Finding| (finding.severity, finding.what, finding.command.unwrap_or_default());
         report.findings.into_iter().map(told).collect()

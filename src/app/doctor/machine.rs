@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Settings;
+use crate::app::VectorBackend;
 use crate::domain::finding::{Finding, Report, Severity};
 
 /// Descriptors of an open shard: one that stays, as `/proc` of a server with six of them counts, and those that come
@@ -160,10 +161,11 @@ fn memory_suffices(report: &mut Report, machine: &Readings, settings: &Settings,
 
 fn descriptors_suffice(limit: u64, settings: &Settings) -> Option<Finding> {
     let pools = &settings.database.pools;
+    let shards = if settings.vectors.backend == VectorBackend::Edge { settings.vectors.max_open } else { 0 };
     let need = OTHER_DESCRIPTORS
         + settings.http.max_connections as u64
         + u64::from(pools.query_connections + pools.ingest_connections)
-        + settings.vectors.max_open as u64 * DESCRIPTORS_OF_SHARD;
+        + shards as u64 * DESCRIPTORS_OF_SHARD;
     if limit >= need {
         return None;
     }

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Duration, Utc};
 
-use super::{Settings, addresses_of};
+use super::Settings;
 use crate::config::ConfigError;
 use crate::domain::clock::{Clock as _, SystemClock};
 use crate::domain::finding::{Finding, Report, Severity};
 use crate::http;
 use crate::inference::{Embedder, EmbedderError, EmbeddingSettings};
 use crate::store::postgres::RoleAddresses;
+use crate::store::postgres::address::ServerAddresses;
 use crate::store::postgres::diagnose;
 use crate::store::postgres::roles::Role;
 use crate::store::postgres::secrets::{RoleSecrets, SystemEntropy};
@@ -67,7 +68,7 @@ pub async fn around(settings: &Settings, running: bool) -> Report {
         }
         _ => None,
     };
-    files::examine(&mut report, &settings.data_dir);
+    files::examine(&mut report, &settings.data_dir, &settings.uploads_in(&settings.data_dir));
     machine::examine(&mut report, &Readings::take(&settings.data_dir, server), settings, running);
     if let Some(tls) = &settings.http.tls {
         let until = http::valid_until(tls);
@@ -209,7 +210,8 @@ async fn open(
     let name = settings.database.name.as_str();
     if let Some(url) = settings.database.administrator()? {
         let secrets = RoleSecrets::load_or_create(&lock.data_dir().join("secrets"), &SystemEntropy)?;
-        return Ok((None, addresses_of(&url.parse()?, &secrets, name)));
+        let (admin, _others) = ServerAddresses::parse(&url)?.primary().await?;
+        return Ok((None, RoleAddresses::of(&admin, None, &secrets, name)));
     }
     let install: PathBuf = std::path::absolute(&settings.database.install)?;
     let paths = ServerPaths { install, data_dir: lock.data_dir().to_owned() };

@@ -11,6 +11,8 @@ use crate::store::qdrant_edge::EdgeSettings;
 pub enum VectorBackend {
     /// Shards in this process.
     Edge,
+    /// The rows themselves, by pgvector.
+    Pgvector,
     /// A Qdrant server.
     Qdrant,
 }
@@ -70,7 +72,7 @@ impl VectorIndexSettings {
     /// Faults of the one that is used.
     pub(super) fn faults(&self) -> Vec<String> {
         match self.backend {
-            VectorBackend::Edge => Vec::new(),
+            VectorBackend::Edge | VectorBackend::Pgvector => Vec::new(),
             VectorBackend::Qdrant => self.qdrant.faults(),
         }
     }

@@ -25,13 +25,7 @@ pub(super) fn footprint(folders: &[&Path]) -> std::io::Result<Footprint> {
     for process in family()? {
         let folder = Path::new("/proc").join(process.to_string());
         // A connection of the database may end meanwhile.
-        let rollup = std::fs::read_to_string(folder.join("smaps_rollup")).unwrap_or_default();
-        let kilobytes = |name: &str| {
-            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0)
-        };
-        // The database's shared pages are of a size that was set, and fill up whatever there is.
-        memory += kilobytes("Pss:").saturating_sub(kilobytes("Pss_Shmem:")) * 1024;
+        memory += resident(process);
         descriptors += std::fs::read_dir(folder.join("fd")).map_or(0, Iterator::count);
     }
     let disk: u64 = folders.iter().map(|folder| blocks(folder)).sum();
@@ -41,6 +35,43 @@ pub(super) fn footprint(folders: &[&Path]) -> std::io::Result<Footprint> {
         descriptors: descriptors as f64,
         disk: disk as f64,
     })
+}
+
+/// What a process has in memory, each shared page divided by those who share it, bytes; 0 when it has ended. Without
+/// shared memory: a database's is of a size that was set, and fills up whatever there is.
+pub(super) fn resident(process: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+    let kilobytes = |name: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    kilobytes("Pss:").saturating_sub(kilobytes("Pss_Shmem:")) * 1024
+}
+
+/// The process of this machine that listens on a TCP port, as far as this one may see it.
+pub(super) fn listener(port: u16) -> Option<u32> {
+    /// The state of a socket that listens, as the kernel writes it.
+    const LISTENS: &str = "0A";
+    let tables =
+        ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let suffix = format!(":{port:04X}");
+    let sockets: Vec<String> = tables
+        .iter()
+        .flat_map(|table| table.lines().skip(1))
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let listens = fields.get(1)?.ends_with(&suffix) && *fields.get(3)? == LISTENS;
+            listens.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
+        })
+        .collect();
+    let holds = |process: u32| {
+        let Ok(open) = std::fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+        let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.into_iter().any(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
+    };
+    let processes = std::fs::read_dir("/proc").ok()?;
+    let mut numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    numbers.find(|process| holds(*process))
 }
 
 /// How many files below a folder this process holds open.
@@ -149,6 +180,16 @@ mod tests {
         });
         let after = busy.expect("started").join().expect("ended");
         assert!(after.generator - before.generator > 0.01, "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn who_listens_on_a_port_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = socket.local_addr().expect("an address").port();
+        assert_eq!(listener(port), Some(std::process::id()));
+        drop(socket);
+        assert_eq!(listener(port), None);
+        assert!(resident(std::process::id()) > 0 && resident(u32::MAX) == 0);
     }
 
     #[test]

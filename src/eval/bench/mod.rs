@@ -12,6 +12,7 @@ mod machine;
 mod neighbour;
 mod recovery;
 mod row_security;
+mod services;
 mod tenants;
 
 use std::path::Path;
@@ -24,6 +25,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 pub use recovery::Recovery;
+pub use services::{Listening, Profile, compared, profile};
 
 use super::client::{Client, ClientError};
 use super::figures::{Row, lines, progress};
@@ -58,11 +60,13 @@ pub enum Part {
     Tenants,
     /// A backup, and a restore until the first answer.
     Recovery,
+    /// The services that are configured, against what is embedded.
+    Services,
 }
 
 impl Part {
     /// Every part, in the order in which they are measured.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ingestion,
         Self::Question,
         Self::Clients,
@@ -73,6 +77,7 @@ impl Part {
         Self::RowSecurity,
         Self::Tenants,
         Self::Recovery,
+        Self::Services,
     ];
 
     /// Its name on the command line.
@@ -89,13 +94,14 @@ impl Part {
             Self::RowSecurity => "row-security",
             Self::Tenants => "tenants",
             Self::Recovery => "recovery",
+            Self::Services => "services",
         }
     }
 
     /// Whether it is measured with the embedding model; else with one that costs nothing.
     #[must_use]
     pub const fn wants_model(self) -> bool {
-        !matches!(self, Self::Free | Self::FreeClients | Self::RowSecurity | Self::Tenants | Self::Recovery)
+        matches!(self, Self::Ingestion | Self::Question | Self::Clients | Self::Delete | Self::Neighbour)
     }
 }
 
@@ -137,7 +143,7 @@ impl Plan {
             words: 1200,
             passages: 5000,
             questions: 300,
-            neighbour_questions: 100,
+            neighbour_questions: 250,
             growth: vec![1000, 10_000],
             empty_tenants: 1000,
             small_tenants: 200,
@@ -159,6 +165,15 @@ impl Plan {
     }
 }
 
+/// The names of a deployment's back ends, for rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// Of the vectors.
+    pub vectors: &'static str,
+    /// Of the audit log.
+    pub audit: &'static str,
+}
+
 /// The deployment that is measured: what only its operator can do.
 #[async_trait]
 pub trait Deployment: Send + Sync {
@@ -172,6 +187,16 @@ pub trait Deployment: Send + Sync {
     async fn row_security(&self, on: bool) -> Result<bool, BenchError>;
     /// Takes a backup, makes a data folder of it, starts a server over that and asks as the holder of a key.
     async fn recover(&self, key: SecretString, question: &str) -> Result<Recovery, BenchError>;
+
+    /// Writes events of questions that returned so many chunks, one after the other; the milliseconds that a caller
+    /// waits for each.
+    async fn audited(&self, tenant: TenantId, events: usize, chunks: usize) -> Result<Vec<f64>, BenchError>;
+
+    /// What it keeps its data in.
+    fn names(&self) -> Names;
+
+    /// Calls of a service so far.
+    fn calls(&self, backend: &str) -> u64;
 
     /// Seconds that ingestion has spent in each stage since the start, over all workers.
     fn stages(&self) -> Vec<(&'static str, f64)>;
@@ -244,8 +269,7 @@ const TOP: usize = 20;
 /// # Errors
 /// [`BenchError`] with what failed.
 pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec<Row>, BenchError> {
-    let passages = Passages::new(source, plan.seed).ok_or(BenchError::NoSentence)?;
-    let mut bench = Bench { subject, plan, passages, http: reqwest::Client::new(), corpus: None };
+    let mut bench = Bench::new(subject, plan, source)?;
     let mut rows = Vec::new();
     for part in &plan.parts {
         let made = match part {
@@ -259,6 +283,8 @@ pub async fn run(subject: &Subject<'_>, plan: &Plan, source: &str) -> Result<Vec
             Part::RowSecurity => bench.row_security().await?,
             Part::Tenants => bench.tenants().await?,
             Part::Recovery => bench.recovery().await?,
+            // On servers of both profiles: see `profile`.
+            Part::Services => Vec::new(),
         };
         // Told at once: what comes later may be interrupted.
         eprint!("{}", lines(&made));
@@ -361,6 +387,13 @@ impl Place {
 /// The body of a question.
 fn question(text: &str, mode: &str) -> Value {
     json!({"query": text, "mode": mode, "chunk_top_k": TOP})
+}
+
+impl<'a> Bench<'a> {
+    fn new(subject: &'a Subject<'a>, plan: &'a Plan, source: &str) -> Result<Self, BenchError> {
+        let passages = Passages::new(source, plan.seed).ok_or(BenchError::NoSentence)?;
+        Ok(Self { subject, plan, passages, http: reqwest::Client::new(), corpus: None })
+    }
 }
 
 impl Bench<'_> {

@@ -35,7 +35,9 @@ pub(super) use tenants::{
     __path_tenant_suspend, tenant_create, tenant_delete, tenant_get, tenant_list, tenant_resume,
     tenant_suspend,
 };
-pub(super) use upkeep::{__path_backup, __path_rebuild, __path_verify, backup, rebuild, verify};
+pub(super) use upkeep::{
+    __path_backup, __path_placement, __path_rebuild, __path_verify, backup, placement, rebuild, verify,
+};
 
 use super::extract::{Extraction, behind_gate, path_part};
 use super::json::{Check, Faults};
@@ -43,7 +45,7 @@ use super::problem::{Kind, Problem};
 use super::state::App;
 use crate::admin::{
     AdminError, Administration, AuditExport, Examination, Faults as _, NewBackup, NewLimits, NewModel,
-    NewOperator, NewTenant, NewTenantKey, NewToken, Reason,
+    NewOperator, NewPlacement, NewTenant, NewTenantKey, NewToken, Reason,
 };
 use crate::domain::ids::TenantId;
 
@@ -68,6 +70,7 @@ checked!(
     NewOperator,
     NewModel,
     Examination,
+    NewPlacement,
     NewBackup,
     AuditExport
 );
@@ -157,6 +160,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .service(web::resource("/admin/doctor").route(web::get().to(diagnose)))
         .service(web::resource("/admin/tenants/{id}/verify").route(web::post().to(verify)))
         .service(web::resource("/admin/tenants/{id}/rebuild").route(web::post().to(rebuild)))
+        .service(web::resource("/admin/tenants/{id}/placement").route(web::post().to(placement)))
         .service(web::resource("/admin/audit/chains").route(web::get().to(chains)))
         .service(web::resource("/admin/audit/export").route(web::post().to(export)))
         .service(web::resource("/admin/tenants/{id}/audit/chains").route(web::get().to(tenant_chains)))

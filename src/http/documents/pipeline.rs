@@ -195,14 +195,20 @@ pub(in crate::http) async fn clear(
     namespace: Namespace,
     app: Data<App>,
 ) -> Result<HttpResponse, Problem> {
+    let mut message = "Every document is gone.".to_owned();
     if let Some(corpus) = corpus(&app, &permit, &namespace).await? {
-        app.stores.writer(&permit).namespace_delete(&namespace.0).await?;
-        app.changed(&corpus);
         let entry = AuditEntry::new(AuditKind::Write, "document.clear", Decision::Allowed)
             .with_ids([namespace.0.as_str()]);
-        app.audit.record(permit.scope(), entry).await;
+        let act = app.audit.tenant_act(permit.scope(), entry);
+        let erased =
+            app.stores.writer(&permit).namespace_delete(act, &namespace.0).await?.unwrap_or_default();
+        if !erased.later.is_empty() {
+            message +=
+                &[" What ", &erased.later.join(" and "), " holds of their indexes is swept later."].concat();
+        }
+        app.changed(&corpus);
     }
-    Ok(HttpResponse::Ok().json(Said { status: "success", message: "Every document is gone.".to_owned() }))
+    Ok(HttpResponse::Ok().json(Said { status: "success", message }))
 }
 
 /// What was begun, with a track.

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** every question that was let in is in the audit log with what it returned, whatever surface it
 //! came through; its text is there as a keyed hash alone.
+//! **Invariant:** what is found is found anew for each question, whatever is kept of earlier ones.
 //! **Invariant:** an answer is not finished for a caller whose credential ended meanwhile.
 
 use std::future::Future;
@@ -23,7 +24,7 @@ use crate::http::watch::while_valid;
 use crate::inference::{LanguageModel, Message};
 use crate::retrieval::answer::{NOTHING_FOUND, context, prompt};
 use crate::retrieval::{Answer, Material, Stage};
-use crate::store::TenantReader;
+use crate::store::{Caches, TenantReader};
 use crate::telemetry::metrics::Outcome;
 use crate::tenancy::{Permit, Read};
 
@@ -79,6 +80,11 @@ impl Asking {
     ) -> Self {
         let reader = app.stores.reader(permit);
         Self { app, caller, reader, namespace, asked, action, turn: OnceCell::new() }
+    }
+
+    /// What keeps things that were computed.
+    pub(super) fn caches(&self) -> &Caches {
+        self.reader.caches()
     }
 
     /// Waits for the tenant's turn to have another question answered.
@@ -222,7 +228,7 @@ impl Asking {
     /// The answer: by the language model where there is one, in pieces if they are wanted; otherwise quoted.
     pub(crate) async fn reply(&self, found: &Found, pieces: bool) -> Result<Reply, Problem> {
         let material = &found.material;
-        let whole = |text: String| Ok(Reply::Whole(Answer { text, llm_generated: false }));
+        let whole = |text: String| Ok(Reply::Whole(Answer::quoted(text)));
         match self.asked.output {
             Output::Context => return whole(context(material)),
             Output::Prompt => return whole(written(&self.prompt(material))),
@@ -233,7 +239,7 @@ impl Asking {
             return whole(NOTHING_FOUND.to_owned());
         }
         match &self.app.language_model {
-            Some(model) => generate(model, &self.prompt(material), pieces).await,
+            Some(model) => self.written(model, material, pieces).await,
             None if bypass => Err(Problem::new(Kind::NoLanguageModel)),
             None => {
                 let answer = self.app.engine.quote(&self.reader, &self.asked.text, material).await?;
@@ -267,7 +273,8 @@ pub(crate) async fn generate(
         let pieces = model.stream(messages).await?;
         return Ok(Reply::Pieces(Box::pin(pieces.map(|piece| piece.map_err(Problem::from)))));
     }
-    Ok(Reply::Whole(Answer { text: model.complete(messages).await?, llm_generated: true }))
+    let text = model.complete(messages).await?.text;
+    Ok(Reply::Whole(Answer { text, llm_generated: true, cached: false }))
 }
 
 /// A conversation as text.

@@ -73,6 +73,9 @@ pub(crate) struct QueryRequest {
     stream: Option<bool>,
     /// Whether words count beside meaning; true when absent.
     lexical: Option<bool>,
+    /// Whether a language model's earlier answer to the same question will do, where the server keeps them; true when
+    /// absent.
+    cache: Option<bool>,
 }
 
 /// What of an answer is shown.
@@ -116,6 +119,8 @@ pub(crate) struct Asked {
     pub(crate) user_prompt: Option<String>,
     pub(crate) response_type: Option<String>,
     pub(crate) output: Output,
+    /// Whether an answer that was written earlier will do. Who asks again in a chat wants another one.
+    pub(crate) cache: bool,
     pub(crate) keywords: Keywords,
     /// Estimated tokens of all entities, at most.
     pub(crate) max_entity_tokens: usize,
@@ -143,6 +148,7 @@ impl Asked {
             user_prompt: None,
             response_type: None,
             output: Output::Answer,
+            cache: false,
             keywords: Keywords { high_level: Vec::new(), low_level },
             max_entity_tokens: 6000,
             max_relation_tokens: 8000,
@@ -174,6 +180,7 @@ impl QueryRequest {
             (_, Some(true)) => Output::Prompt,
             _ => Output::Answer,
         };
+        asked.cache = self.cache.unwrap_or(true);
         asked.history = self.conversation_history.unwrap_or_default();
         asked.user_prompt = self.user_prompt.filter(|wish| !wish.trim().is_empty());
         asked.response_type = self.response_type;

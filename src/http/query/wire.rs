@@ -59,7 +59,16 @@ pub(super) struct QueryReply {
     /// Whether a language model wrote it; otherwise it quotes the documents.
     pub(super) llm_generated: bool,
     /// How the material was found.
-    pub(super) metadata: MetadataBody,
+    pub(super) metadata: ReplyMetadata,
+}
+
+/// How the material was found, and the words.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct ReplyMetadata {
+    #[serde(flatten)]
+    pub(super) found: MetadataBody,
+    /// Whether a language model wrote the words for an earlier question, from the same material.
+    pub(super) cached: bool,
 }
 
 /// How the material was found.
@@ -69,6 +78,8 @@ pub(crate) struct MetadataBody {
     corpus_seq: i64,
     /// The graph's history; null when none was used.
     graph_seq: Option<i64>,
+    /// Where the graph was walked: `memory` or `neo4j`; null when none was used.
+    graph: Option<&'static str>,
     /// `pgvector` when the database searched instead of the index, or beside it.
     fallback: Option<&'static str>,
     /// What was not as it should be.
@@ -80,6 +91,7 @@ impl From<&Metadata> for MetadataBody {
         Self {
             corpus_seq: metadata.corpus_seq,
             graph_seq: metadata.graph_seq,
+            graph: metadata.graph,
             fallback: metadata.fallback,
             degraded: metadata.degraded.clone(),
         }

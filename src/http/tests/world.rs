@@ -99,6 +99,10 @@ impl AuditLog for Memory {
         "memory"
     }
 
+    fn node(&self) -> &'static str {
+        "node-1"
+    }
+
     async fn append(&self, tenant: Option<TenantId>, events: &[AuditEvent]) -> Result<(), StoreError> {
         self.events.lock().extend(events.iter().map(|event| (tenant, event.clone())));
         Ok(())
@@ -218,6 +222,18 @@ pub(super) struct World {
     _folder: tempfile::TempDir,
 }
 
+/// A database where nobody listens.
+fn nowhere() -> RoleAddresses {
+    let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
+    RoleAddresses {
+        owner: nowhere.clone(),
+        app: nowhere.clone(),
+        auth: nowhere.clone(),
+        dispatch: nowhere.clone(),
+        control: nowhere,
+    }
+}
+
 impl World {
     pub(super) fn new() -> Self {
         Self::with(HttpSettings::default())
@@ -257,14 +273,7 @@ impl World {
         let authenticator =
             Authenticator::new(Arc::clone(&directory), &auth, Arc::clone(&clock), pepper(), Some(&signer))
                 .expect("an authenticator");
-        let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
-        let addresses = RoleAddresses {
-            owner: nowhere.clone(),
-            app: nowhere.clone(),
-            auth: nowhere.clone(),
-            dispatch: nowhere.clone(),
-            control: nowhere,
-        };
+        let addresses = nowhere();
         let pools = PoolSettings {
             query_connections: 1,
             ingest_connections: 1,
@@ -306,7 +315,14 @@ impl World {
             started: Instant::now(),
             configuration: serde_json::json!({}),
             wake: Arc::default(),
-            upkeep: Upkeep { indexes: Arc::new(NoIndex), directory, margin: Duration::ZERO },
+            upkeep: Upkeep {
+                calls: Arc::default(),
+                indexes: Arc::new(NoIndex),
+                graphs: None,
+                directory,
+                placements: None,
+                margin: Duration::ZERO,
+            },
             on_change: Arc::new(|_| ()),
             metrics: Arc::new(Metrics::new(2, 10, Arc::new(SystemClock))),
             metrics_address: None,

@@ -74,7 +74,7 @@ impl Inner {
             Err(error) if error.kind == ErrorKind::Damaged => {
                 tracing::warn!(%error, source = ?error.source, "a vector index cannot be read");
                 let damage = Finding { kind: FindingKind::DamagedIndex, count: 1, repaired: false };
-                IndexExamined { points: 0, findings: vec![damage] }
+                IndexExamined { findings: vec![damage], ..IndexExamined::default() }
             }
             examined => examined?,
         };
@@ -90,7 +90,7 @@ impl Inner {
             .iter()
             .map(|finding| Finding { repaired: repaired(finding), ..*finding })
             .collect();
-        Ok((seq, IndexExamined { points: again.points, findings }))
+        Ok((seq, IndexExamined { findings, ..again }))
     }
 
     /// A run that writes the index anew, whatever it is like.

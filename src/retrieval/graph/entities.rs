@@ -150,17 +150,11 @@ impl Graph {
                 }
             }
             ring = ring.end..found.len();
+            if ring.is_empty() {
+                break;
+            }
         }
         self.among(&found, truncated)
-    }
-
-    /// The entities that most chunks mention, at most `n`, with the relations between them.
-    #[must_use]
-    pub fn best_connected(&self, n: usize) -> Neighbourhood {
-        let top = self.top_entities(n);
-        let keys: Vec<u64> = top.iter().map(|(key, _)| key.0).collect();
-        let all = self.names.iter().chain(self.concepts.iter()).filter(|(_, list)| !list.is_empty());
-        self.among(&keys, all.map(|(key, _)| key).take(2 * n + 1).any(|key| !keys.contains(&key)))
     }
 
     /// The entities that most chunks mention, at most `n`, with the number of those chunks.
@@ -247,16 +241,16 @@ impl Graph {
 
     /// Some of the chunks at these places: the first by id.
     fn sample(&self, places: &[u32]) -> Vec<ChunkId> {
-        let mut chunks: Vec<ChunkId> =
-            places.iter().filter_map(|&at| self.node(at)).map(|node| node.chunk).collect();
+        let mut chunks: Vec<ChunkId> = places.iter().filter_map(|&at| self.chunk_at(at)).collect();
         chunks.sort_unstable();
         chunks.truncate(SUPPORT);
         chunks
     }
 
-    /// These entities, in this order, and the relations between them.
+    /// These entities, in this order, and the relations between them; `truncated` tells whether there are more.
+    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24")]
-    fn among(&self, keys: &[u64], truncated: bool) -> Neighbourhood {
+    pub fn among(&self, keys: &[u64], truncated: bool) -> Neighbourhood {
         let inside: KeySet = keys.iter().copied().collect();
         let mut pairs: HashMap<(u64, u64), Vec<u32>> = HashMap::new();
         for &key in keys {
@@ -325,7 +319,7 @@ impl<'g> Near<'g> {
         let best = fused.iter().map(|hit| hit.1).fold(f32::MIN_POSITIVE, f32::max);
         let found: Vec<(u32, f32)> = fused
             .iter()
-            .filter_map(|(chunk, score)| Some((*graph.places.get(chunk)?, score.max(0.0) / best)))
+            .filter_map(|(chunk, score)| Some((graph.place(*chunk)?, score.max(0.0) / best)))
             .collect();
         let scores = found.iter().copied().collect();
         Self { graph, sources: found.into_iter().take(SOURCES).collect(), scores }
@@ -335,7 +329,7 @@ impl<'g> Near<'g> {
     fn support(&self, places: impl Iterator<Item = u32>) -> Vec<ChunkId> {
         let mut ranked: Vec<(f32, ChunkId)> = places
             .filter_map(|at| {
-                Some((self.scores.get(&at).copied().unwrap_or_default(), self.graph.node(at)?.chunk))
+                Some((self.scores.get(&at).copied().unwrap_or_default(), self.graph.chunk_at(at)?))
             })
             .collect();
         let order = |a: &(f32, ChunkId), b: &(f32, ChunkId)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a text names the longest title that begins at a word, and goes on behind it; a title never reaches across the end of a sentence.
 
-use super::node::{Group, Node, STOP, title_hash};
+use super::node::{Group, MAX_TITLE_WORDS, Node, STOP, title_hash};
 use super::postings::{KeyMap, Postings};
 
 /// All titles and headings of a version, as hashes of their words.
@@ -29,6 +29,16 @@ impl Titles {
             titles.learn(group);
         }
         titles
+    }
+
+    /// Titles of which these are known, with their groups, and of which others are somewhere else.
+    pub(super) fn partial(known: impl Iterator<Item = (u64, Vec<u64>)>) -> Self {
+        Self { groups: Postings::partial(known), firsts: KeyMap::default(), sieve: Vec::new() }
+    }
+
+    /// Titles that were asked for and are not known.
+    pub(super) fn missing(&self) -> Vec<u64> {
+        self.groups.missing()
     }
 
     pub(super) fn has(&self, title: u64) -> bool {
@@ -84,11 +94,15 @@ impl Titles {
 
     /// The longest title that the words begin with, and its length.
     fn longest(&self, words: &[u32]) -> Option<(u64, usize)> {
-        let bit = *words.first()? as usize % SIEVE;
-        if self.sieve[bit / 64] >> (bit % 64) & 1 == 0 {
-            return None;
-        }
-        let longest = usize::from(*self.firsts.get(words.first()?)?);
+        let longest = if self.groups.is_partial() {
+            MAX_TITLE_WORDS
+        } else {
+            let bit = *words.first()? as usize % SIEVE;
+            if self.sieve[bit / 64] >> (bit % 64) & 1 == 0 {
+                return None;
+            }
+            usize::from(*self.firsts.get(words.first()?)?)
+        };
         let mut found = None;
         let mut hash = 0;
         for (n, &word) in words.iter().take(longest).enumerate() {

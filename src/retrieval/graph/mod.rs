@@ -5,11 +5,14 @@
 //! A [`Graph`] is immutable. [`Graph::apply`] makes the next version from a packed base that both share and the lists that changed; when those grow, the base is packed anew.
 //!
 //! **Invariant:** `apply` gives the graph that `build` would have given from the chunks that are left.
+//! A graph may also be a part of one that an index holds ([`Known`]): what is asked of it and is not here is remembered, so that it can be fetched and asked again.
+//!
 //! **Invariant:** ids and keyed hashes only: no text, no name.
 
 mod entities;
 mod link;
 mod node;
+mod partial;
 mod postings;
 mod walk;
 
@@ -19,10 +22,13 @@ use std::sync::Arc;
 use crate::domain::Seq;
 use crate::domain::ids::ChunkId;
 use crate::domain::names::NameHasher;
+use crate::store::graph::{LinkedChunk, LinkedGroup};
 pub use entities::{EntityHit, Neighbourhood, RelationHit};
 use link::{Titles, link};
 pub use node::GraphChunk;
 use node::{Group, Node, Reader, Slot};
+pub use partial::Known;
+use partial::Partial;
 use postings::{KeyMap, Postings};
 pub use walk::WalkSettings;
 
@@ -43,6 +49,8 @@ pub struct Graph {
     names: Postings<u32>,
     /// Chunks that mention an entity which is a concept.
     concepts: Postings<u32>,
+    /// What this graph is a part of, when it is one.
+    partial: Option<Arc<Partial>>,
     /// Changes since the last packing.
     unpacked: usize,
     node_bytes: usize,
@@ -99,7 +107,7 @@ impl Graph {
     /// How many chunks there are.
     #[must_use]
     pub fn chunks(&self) -> usize {
-        self.places.len()
+        self.partial.as_ref().map_or(self.places.len(), |partial| partial.chunks)
     }
 
     /// The chunks, in no order.
@@ -110,7 +118,19 @@ impl Graph {
     /// Whether the graph has this chunk.
     #[must_use]
     pub fn contains(&self, chunk: ChunkId) -> bool {
-        self.places.contains_key(&chunk)
+        self.place(chunk).is_some()
+    }
+
+    /// The chunks with everything that they lead to, in no order: what an index keeps of this graph.
+    pub fn linked(&self) -> impl Iterator<Item = LinkedChunk> + '_ {
+        self.slots.iter().flatten().map(|Slot { node, named }| LinkedChunk {
+            chunk: node.chunk,
+            own: node.own,
+            names: node.names.to_vec(),
+            concepts: node.concepts.to_vec(),
+            groups: node.groups.iter().map(|own| LinkedGroup { group: own.id, title: own.title }).collect(),
+            named: named.to_vec(),
+        })
     }
 
     /// Memory, bytes, nearly; what versions share is counted in each.
@@ -153,6 +173,7 @@ impl Graph {
             namers: named_by,
             names,
             concepts,
+            partial: None,
             unpacked: 0,
             node_bytes,
         }
@@ -230,8 +251,38 @@ impl Graph {
         }
     }
 
+    /// The place of a chunk that is in the graph.
+    fn place(&self, chunk: ChunkId) -> Option<u32> {
+        let place = self.places.get(&chunk).copied();
+        if let (None, Some(partial)) = (place, &self.partial) {
+            partial.ask_for(chunk);
+        }
+        place
+    }
+
+    fn slot(&self, at: u32) -> Option<&Slot> {
+        let slot = self.slots[at as usize].as_ref();
+        if let (None, Some(partial)) = (slot, &self.partial) {
+            partial.ask_at(at);
+        }
+        slot
+    }
+
     fn node(&self, at: u32) -> Option<&Node> {
-        self.slots[at as usize].as_ref().map(|slot| slot.node.as_ref())
+        self.slot(at).map(|slot| slot.node.as_ref())
+    }
+
+    /// The chunk at this place.
+    fn chunk_at(&self, at: u32) -> Option<ChunkId> {
+        match &self.partial {
+            Some(partial) => partial.chunk_at(at),
+            None => self.node(at).map(|node| node.chunk),
+        }
+    }
+
+    /// Chunks that mention an entity which is a name: all of them, as long as they are few.
+    fn sharing(&self, entity: u64) -> &[u32] {
+        self.partial.as_ref().map_or(&self.names, |partial| &partial.rare).get(entity)
     }
 
     /// Whether the chunk at this place belongs to a group.

@@ -31,7 +31,7 @@ pub struct GraphChunk {
 }
 
 /// Longest title, words, that is looked for in texts.
-const MAX_TITLE_WORDS: usize = 16;
+pub(super) const MAX_TITLE_WORDS: usize = 16;
 /// Ends a sentence in [`Node::words`].
 pub(super) const STOP: u32 = 0;
 

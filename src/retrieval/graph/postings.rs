@@ -6,6 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 /// A map whose keys are hashes already.
 pub(super) type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
 
@@ -39,6 +41,8 @@ impl Hasher for KeyHasher {
 pub(super) struct Postings<T> {
     base: Arc<Base<T>>,
     changed: KeyMap<u64, Vec<T>>,
+    /// Keys that were asked for and are not here, where lists are somewhere else until they are asked for.
+    asked: Option<Arc<Mutex<KeySet>>>,
 }
 
 struct Base<T> {
@@ -61,7 +65,30 @@ impl<T: Copy + Ord> Postings<T> {
         }
         spans.shrink_to_fit();
         let flat = pairs.into_iter().map(|(_, value)| value).collect();
-        Self { base: Arc::new(Base { spans, flat }), changed: KeyMap::default() }
+        Self { base: Arc::new(Base { spans, flat }), changed: KeyMap::default(), asked: None }
+    }
+
+    /// Lists that are somewhere else, but for these.
+    pub(super) fn partial(known: impl Iterator<Item = (u64, Vec<T>)>) -> Self {
+        let sorted = |(key, mut list): (u64, Vec<T>)| {
+            list.sort_unstable();
+            list.dedup();
+            (key, list)
+        };
+        Self { changed: known.map(sorted).collect(), asked: Some(Arc::default()), ..Self::pack(Vec::new()) }
+    }
+
+    /// Whether lists are somewhere else.
+    pub(super) fn is_partial(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// What was asked for and is not here, ascending.
+    pub(super) fn missing(&self) -> Vec<u64> {
+        let mut keys: Vec<u64> =
+            self.asked.iter().flat_map(|asked| asked.lock().iter().copied().collect::<Vec<_>>()).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The list of a key; empty when there is none.
@@ -71,7 +98,13 @@ impl<T: Copy + Ord> Postings<T> {
         {
             return list;
         }
-        self.base.get(key)
+        let list = self.base.get(key);
+        if list.is_empty()
+            && let Some(asked) = &self.asked
+        {
+            asked.lock().insert(key);
+        }
+        list
     }
 
     /// Adds a value to a list.

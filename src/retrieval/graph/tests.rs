@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::names::{NameKey, names, title_key};
 use crate::domain::words::sentences;
+use crate::store::graph::{GraphLoaded, Mention};
 
 fn hasher() -> NameHasher {
     NameHasher::new(&[3; 16])
@@ -51,6 +52,12 @@ fn question_toward(toward: usize) -> Vec<f32> {
 
 fn order(ranked: &[(ChunkId, f32)]) -> Vec<u128> {
     ranked.iter().map(|hit| hit.0.0.as_u128()).collect()
+}
+
+/// The entities that most chunks mention, and what is between them.
+fn best_connected(graph: &Graph, n: usize) -> Neighbourhood {
+    let top: Vec<u64> = graph.top_entities(n + 1).into_iter().map(|(key, _)| key.0).collect();
+    graph.among(&top[..n.min(top.len())], top.len() > n)
 }
 
 fn walk(graph: &Graph, question: &str, fused: &[(ChunkId, f32)]) -> Vec<(ChunkId, f32)> {
@@ -150,7 +157,7 @@ fn a_neighbourhood_is_bounded_and_says_so() {
     assert!(cut.truncated && cut.entities.len() == 2 && cut.relations.len() == 1);
     assert_eq!(graph.neighbourhood(hasher().key("nobody"), 3, 10), Neighbourhood::default());
     assert_eq!(graph.top_entities(1).len(), 1);
-    assert!(graph.best_connected(2).truncated && !graph.best_connected(100).truncated);
+    assert!(best_connected(&graph, 2).truncated && !best_connected(&graph, 100).truncated);
 }
 
 #[test]
@@ -183,6 +190,51 @@ fn any_chunk() -> impl Strategy<Value = GraphChunk> {
     )
 }
 
+/// What a question finds when it is handed no more of a graph than it asks for.
+fn in_part<T>(
+    whole: &Graph,
+    alive: &std::collections::BTreeMap<ChunkId, GraphChunk>,
+    question: impl Fn(&Graph) -> T,
+) -> T {
+    let linked: Vec<LinkedChunk> = whole.linked().collect();
+    let mut known = Known::new(whole.seq(), whole.chunks(), hasher());
+    loop {
+        let part = known.graph();
+        let found = question(&part);
+        let wanted = part.missing();
+        if wanted.is_empty() {
+            return found;
+        }
+        let listed = |keys: &[u64], has: &dyn Fn(&LinkedChunk, u64) -> bool| {
+            let chunks =
+                |key| linked.iter().filter(|chunk| has(chunk, key)).map(|chunk| chunk.chunk).collect();
+            keys.iter().map(|&key| (key, chunks(key))).collect()
+        };
+        let groups = |title: u64| {
+            let groups = linked.iter().flat_map(|chunk| &chunk.groups).filter(|group| group.title == title);
+            groups.map(|group| group.group).collect()
+        };
+        let mentions = |key: u64| {
+            let kinds = linked.iter().map(|chunk| Mention {
+                chunk: chunk.chunk,
+                name: chunk.names.contains(&key),
+                concept: chunk.concepts.contains(&key),
+            });
+            kinds.filter(|mention| mention.name || mention.concept).collect()
+        };
+        let loaded = GraphLoaded {
+            chunks: linked.iter().filter(|chunk| wanted.chunks.contains(&chunk.chunk)).cloned().collect(),
+            titles: wanted.titles.iter().map(|&title| (title, groups(title))).collect(),
+            members: listed(&wanted.members, &|chunk, key| chunk.groups.iter().any(|own| own.group == key)),
+            namers: listed(&wanted.namers, &|chunk, key| chunk.named.contains(&key)),
+            rare: listed(&wanted.rare, &|chunk, key| chunk.names.contains(&key)),
+            mentions: wanted.mentions.iter().map(|&key| (key, mentions(key))).collect(),
+        };
+        let embedding = |chunk: &ChunkId| Some((*chunk, alive.get(chunk)?.embedding.clone()));
+        known.learn(&wanted, loaded, wanted.chunks.iter().filter_map(embedding).collect());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -212,7 +264,15 @@ proptest! {
             prop_assert!(ranked.iter().all(|hit| alive.contains_key(&hit.0)));
             prop_assert_eq!(graph.entities_for(&question, &fused, 9), anew.entities_for(&question, &fused, 9));
             prop_assert_eq!(graph.relations_for(&question, &fused, 9), anew.relations_for(&question, &fused, 9));
-            prop_assert_eq!(graph.best_connected(20), anew.best_connected(20));
+            prop_assert_eq!(best_connected(&graph, 20), best_connected(&anew, 20));
+            prop_assert_eq!(&in_part(&graph, &alive, |part| walk(part, &question, &fused)), &ranked);
+            let (entities, relations) = (graph.entities_for(&question, &fused, 9), graph.relations_for(&question, &fused, 9));
+            prop_assert_eq!(in_part(&graph, &alive, |part| part.entities_for(&question, &fused, 9)), entities);
+            prop_assert_eq!(in_part(&graph, &alive, |part| part.relations_for(&question, &fused, 9)), relations);
+            for (key, _) in graph.top_entities(3) {
+                let around = graph.neighbourhood(key, 2, 6);
+                prop_assert_eq!(in_part(&graph, &alive, |part| part.neighbourhood(key, 2, 6)), around);
+            }
             prop_assert_eq!((graph.chunks(), graph.node_bytes), (anew.chunks(), anew.node_bytes));
         }
     }

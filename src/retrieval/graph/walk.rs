@@ -61,11 +61,11 @@ impl Default for WalkSettings {
 }
 
 /// An entity in more chunks than these is not rare and links nothing.
-const RARE: usize = 15;
+pub(super) const RARE: usize = 15;
 /// A title of more documents or sections than these points nowhere.
 const MAX_GROUPS: usize = 64;
 /// A title that more chunks name is not followed backwards.
-const MAX_NAMERS: usize = 2_000;
+pub(super) const MAX_NAMERS: usize = 2_000;
 /// Activation below this changes no ranking and is not passed on.
 const FLOOR: f32 = 0.01;
 
@@ -96,7 +96,7 @@ impl Graph {
             .reached
             .iter()
             .filter_map(|&at| {
-                Some((self.node(at)?.chunk, state.total[at as usize] + prior * state.prior[at as usize]))
+                Some((self.chunk_at(at)?, state.total[at as usize] + prior * state.prior[at as usize]))
             })
             .collect();
         // What search found and the graph does not have yet is nobody's neighbour.
@@ -164,7 +164,7 @@ impl<'g> State<'g> {
     #[expect(clippy::cast_precision_loss, reason = "counts of at most some thousands")]
     fn seed(&mut self, question: &str, fused: &[(ChunkId, f32)]) -> f32 {
         for (rank, &(chunk, score)) in fused.iter().enumerate() {
-            let Some(&at) = self.graph.places.get(&chunk) else { continue };
+            let Some(at) = self.graph.place(chunk) else { continue };
             // Above 0 even for the last, which marks it as reached.
             self.prior[at as usize] = score.max(f32::MIN_POSITIVE);
             self.reached.push(at);
@@ -183,7 +183,7 @@ impl<'g> State<'g> {
         }
         let mut prior = self.settings.prior_nothing;
         for name in sentences(question).flat_map(names) {
-            let found = self.graph.names.get(self.graph.hasher.key(&name.key).0);
+            let found = self.graph.sharing(self.graph.hasher.key(&name.key).0);
             if (1..=RARE).contains(&found.len()) {
                 prior = self.settings.prior_entity;
                 for &at in found {
@@ -203,7 +203,7 @@ impl<'g> State<'g> {
         for place in 0..self.active.len() {
             let at = self.active[place];
             let activation = self.now[at as usize];
-            let Some(slot) = &graph.slots[at as usize] else { continue };
+            let Some(slot) = graph.slot(at) else { continue };
             let outward = activation * self.like(at);
             for &title in &*slot.named {
                 let groups = graph.titles.groups(title);
@@ -217,8 +217,11 @@ impl<'g> State<'g> {
             for group in &slot.node.groups {
                 let strength = settings.title_step * settings.back * activation
                     / graph.titles.groups(group.title).len() as f32;
+                if strength < FLOOR {
+                    continue;
+                }
                 let namers = graph.namers.get(group.title);
-                if strength >= FLOOR && namers.len() <= MAX_NAMERS {
+                if namers.len() <= MAX_NAMERS {
                     for &namer in namers.iter().filter(|&&namer| !graph.is_member(namer, group.id)) {
                         let strength = strength * self.like(namer);
                         self.raise(namer, strength);
@@ -226,7 +229,7 @@ impl<'g> State<'g> {
                 }
             }
             for &entity in slot.node.names.iter().filter(|&&entity| Some(entity) != slot.node.own) {
-                let sharing = graph.names.get(entity);
+                let sharing = graph.sharing(entity);
                 let strength = settings.entity_step * outward / (sharing.len() as f32).sqrt();
                 if strength >= FLOOR && (2..=RARE).contains(&sharing.len()) {
                     for &other in sharing.iter().filter(|&&other| other != at) {

@@ -16,7 +16,8 @@ pub struct AuditSettings {
     pub flush_ms: u64,
     /// How long a query or write waits for a place in the queue, milliseconds; then its event is lost and counted.
     pub queue_wait_ms: u64,
-    /// How long an administrative action waits for its event to be written, milliseconds; then it is answered 503.
+    /// How long an administrative action waits for its event to be written, milliseconds; then it is not done and is
+    /// answered 503.
     pub write_wait_ms: u64,
     /// How often a batch is tried before its events are lost and counted.
     pub attempts: u32,

@@ -25,6 +25,10 @@ impl AuditLog for Memory {
         "memory"
     }
 
+    fn node(&self) -> &'static str {
+        "node-1"
+    }
+
     async fn append(&self, tenant: Option<TenantId>, events: &[AuditEvent]) -> Result<(), StoreError> {
         if self.away.load(Ordering::Relaxed) {
             return Err(StoreError::new(ErrorKind::Unavailable, "memory", "audit.append", "away"));
@@ -128,8 +132,7 @@ async fn queued_events_are_written_in_few_batches_and_in_order() {
 #[tokio::test]
 async fn callers_who_wait_together_share_a_commit() {
     let (memory, audit) = started(AuditSettings::default());
-    let alice = permit(1).await;
-    let all = (0..50).map(|_| audit.record_now(alice.scope(), entry("key.create")));
+    let all = (0..50).map(|_| audit.record_server(entry("key.create")));
     for written in futures::future::join_all(all).await {
         written.unwrap();
     }
@@ -150,7 +153,7 @@ async fn a_log_that_is_away_refuses_who_waits_and_counts_what_is_lost() {
     let (memory, audit) = started(settings);
     let alice = permit(1).await;
     memory.away.store(true, Ordering::Relaxed);
-    let error = audit.record_now(alice.scope(), entry("key.create")).await.unwrap_err();
+    let error = audit.record_server(entry("key.create")).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     audit.record(alice.scope(), entry("query.create")).await;
     audit.flush().await;
@@ -206,4 +209,21 @@ async fn what_was_queued_is_written_when_the_last_handle_goes() {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), written).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_act_is_in_the_log_of_its_tenant_and_unless_it_is_the_tenants_own_in_the_deployments() {
+    let (_memory, audit) = started(AuditSettings::default());
+    let alice = permit(1).await;
+    let tenant = alice.scope().tenant();
+    let told = |events: Vec<AuditEvent>| -> Vec<_> {
+        events.into_iter().map(|event| (event.tenant, event.principal, event.entry.asked_for)).collect()
+    };
+    let own = audit.tenant_act(alice.scope(), entry("namespace.delete"));
+    assert_eq!(told(own.0.events(Some(tenant))), [(Some(tenant), "job:test".to_owned(), vec![])]);
+    let server = audit.server_act(entry("tenant.purge"));
+    let expected =
+        [(Some(tenant), "server".to_owned(), vec![]), (None, "server".to_owned(), vec![tenant.to_string()])];
+    assert_eq!(told(server.0.events(Some(tenant))), expected, "the deployment's comes last");
+    assert_eq!(told(server.0.events(None)), [(None, "server".to_owned(), vec![])]);
 }

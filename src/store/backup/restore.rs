@@ -85,12 +85,12 @@ impl Restoring {
     ///
     /// # Errors
     /// [`BackupError`]; the folder stays marked.
-    pub async fn files(&self, data_dir: &Path) -> Result<(), BackupError> {
+    pub async fn files(&self, data_dir: &Path, uploads: &Path) -> Result<(), BackupError> {
         write(&data_dir.join(MARK), &mut &b"A restore was begun and not finished.\n"[..])?;
-        let data_dir = data_dir.to_owned();
+        let (data_dir, uploads) = (data_dir.to_owned(), uploads.to_owned());
         let place = move |place: &Place, content: &mut dyn io::Read| match place.part {
             Part::Secrets => write(&data_dir.join("secrets").join(&place.path), content),
-            Part::Uploads => write(&data_dir.join("uploads").join(&place.path), content),
+            Part::Uploads => write(&uploads.join(&place.path), content),
             Part::Database => Ok(()),
         };
         self.unpack(place).await.map(drop)

@@ -37,8 +37,10 @@ pub type Tally = Arc<AtomicU64>;
 pub struct Backup {
     /// The database.
     pub access: DumpAccess,
-    /// The folder with `uploads` and `secrets`.
+    /// The folder with `secrets`.
     pub data_dir: PathBuf,
+    /// The folder of uploaded files.
+    pub uploads: PathBuf,
     /// For whom it is encrypted.
     pub seal: Seal,
 }
@@ -133,13 +135,21 @@ impl Backup {
             if pinned.contains(upload) {
                 continue;
             }
-            match fs::hard_link(file_of(&self.data_dir.join("uploads"), upload), staging.file(upload)) {
+            match hold(&file_of(&self.uploads, upload), &staging.file(upload)) {
                 Ok(()) => drop(pinned.insert(*upload)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => missing += 1,
                 Err(error) => return Err(BackupError::io("an upload cannot be held")(error)),
             }
         }
         Ok(missing)
+    }
+}
+
+/// Gives a file a second name, or makes a second file of it where the first is on another file system.
+fn hold(file: &Path, name: &Path) -> io::Result<()> {
+    match fs::hard_link(file, name) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(file, name).map(drop),
+        linked => linked,
     }
 }
 

@@ -51,6 +51,15 @@ impl Breaker {
         !matches!(self.state.lock().0, State::Closed { .. })
     }
 
+    /// Whether the next call would be refused.
+    pub(super) fn refuses(&self) -> bool {
+        match self.state.lock().0 {
+            State::Closed { .. } => false,
+            State::Open { until } => self.clock.instant() < until,
+            State::Trying => true,
+        }
+    }
+
     /// Whether a call may be made; if not, for how long.
     pub(super) fn enter(&self) -> Result<Passage<'_>, Duration> {
         let mut state = self.state.lock();

@@ -2,8 +2,10 @@
 //!
 //! **Invariant:** labels are words of this program: back ends, operations, outcomes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -43,6 +45,8 @@ pub struct Calls {
     attempts: Family<CallLabels, Counter>,
     seconds: Family<OperationLabels, Histogram, fn() -> Histogram>,
     resting: Family<BackendLabels, Gauge>,
+    left_alone: Mutex<BTreeSet<&'static str>>,
+    made: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Default for Calls {
@@ -52,6 +56,8 @@ impl Default for Calls {
             attempts: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             resting: Family::default(),
+            left_alone: Mutex::default(),
+            made: Mutex::default(),
         }
     }
 }
@@ -66,6 +72,7 @@ impl Calls {
     ) {
         self.attempts.get_or_create(&CallLabels { backend, operation, outcome }).inc();
         if outcome != RESTING {
+            *self.made.lock().entry(backend).or_default() += 1;
             let labels = OperationLabels { backend, operation };
             self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
         }
@@ -73,6 +80,24 @@ impl Calls {
 
     pub(super) fn resting(&self, backend: &'static str, resting: bool) {
         self.resting.get_or_create(&BackendLabels { backend }).set(i64::from(resting));
+        let mut left_alone = self.left_alone.lock();
+        if resting {
+            left_alone.insert(backend)
+        } else {
+            left_alone.remove(backend)
+        };
+    }
+
+    /// The services that are left alone at this moment, by their names.
+    #[must_use]
+    pub fn left_alone(&self) -> Vec<&'static str> {
+        self.left_alone.lock().iter().copied().collect()
+    }
+
+    /// Attempts that were made to call a service since the start, whatever became of them.
+    #[must_use]
+    pub fn made(&self, backend: &str) -> u64 {
+        self.made.lock().get(backend).copied().unwrap_or_default()
     }
 
     /// Writes them on the page of metrics; nothing while no service is used.

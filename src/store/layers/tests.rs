@@ -127,6 +127,7 @@ async fn a_service_that_fails_in_a_row_is_left_alone_until_one_call_finds_it_bac
         world.once(Some(ErrorKind::Timeout)).await;
     }
     assert_eq!(world.made(), 10);
+    assert!(world.layers.is_left_alone());
 
     world.advance(400);
     let error = world.layers.once(OPERATION, None, world.call(None)).await.expect_err("it rests");
@@ -134,6 +135,7 @@ async fn a_service_that_fails_in_a_row_is_left_alone_until_one_call_finds_it_bac
     let error = world.layers.repeatable(OPERATION, None, || world.call(None)).await.expect_err("it rests");
     assert_eq!((error.kind, world.made()), (ErrorKind::Unavailable, 0));
     assert!(world.page().contains("bulkhead_store_resting{backend=\"thing\"} 1"), "{}", world.page());
+    assert_eq!(world.calls.left_alone(), ["thing"]);
 
     // One that fails when it tries, and the rest begins anew.
     world.advance(600);
@@ -152,6 +154,7 @@ async fn a_service_that_fails_in_a_row_is_left_alone_until_one_call_finds_it_bac
     trial.await.expect("it is back");
     assert_eq!((world.once(None).await, world.made()), (None, 2));
     assert!(world.page().contains("bulkhead_store_resting{backend=\"thing\"} 0"), "{}", world.page());
+    assert!(world.calls.left_alone().is_empty());
 }
 
 #[tokio::test]
@@ -235,7 +238,10 @@ async fn calls_are_counted_by_words_of_this_program() {
 
 #[test]
 fn settings_that_cannot_work_are_told_with_their_section() {
-    assert_eq!(CallSettings::default().validate("redis.calls"), Vec::<String>::new());
-    let settings = CallSettings { attempts: 0, ..settings() };
-    assert_eq!(settings.validate("redis.calls"), ["redis.calls.attempts: at least 1"]);
+    assert_eq!(CallSettings::default().validate("graph.neo4j.calls"), Vec::<String>::new());
+    let many = CallSettings { attempts: 0, ..settings() };
+    assert_eq!(many.validate("graph.neo4j.calls"), ["graph.neo4j.calls.attempts: at least 1"]);
+    let one = OneCallSettings { breaker_failures: 0, ..OneCallSettings::default() };
+    assert_eq!(one.validate("redis.calls"), ["redis.calls.breaker_failures: at least 1"]);
+    assert_eq!(OneCallSettings::default().validate("redis.calls"), Vec::<String>::new());
 }

@@ -137,7 +137,7 @@ struct Waits<'a> {
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.log.inner.waiting.lock().insert(self.tenant);
+        self.log.appended(self.tenant);
     }
 }
 
@@ -154,6 +154,15 @@ fn is_queue(node: &str) -> bool {
 impl AuditLog for MongoAudit {
     fn name(&self) -> &'static str {
         BACKEND
+    }
+
+    fn node(&self) -> &str {
+        self.inner.first.node()
+    }
+
+    /// So that it is forwarded.
+    fn appended(&self, tenant: Option<TenantId>) {
+        self.inner.waiting.lock().insert(tenant);
     }
 
     /// Into PostgreSQL, from where it is forwarded: whoever waits for it does not wait for MongoDB.

@@ -1,6 +1,7 @@
 //! The audit log on PostgreSQL: rows that no role of the server may change or delete, chained by their hashes.
 //!
-//! The chain is that of [`crate::store::audit::chain`]. The row lock of a chain's head orders the writers.
+//! The chain is that of [`crate::store::audit::chain`]. The row lock of a chain's head orders the writers: the task that
+//! writes for everybody, and the transactions of `recorded.rs`, which change what their events tell of.
 //!
 //! **Invariant:** events and head change in one transaction.
 
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use super::Postgres;
 use super::error::failed;
 use super::pools::Lane;
+use super::session::RolePool;
 use super::transaction::TenantTransaction;
 use crate::domain::audit::{AuditCursor, AuditDay, AuditEvent, AuditRecord};
 use crate::domain::ids::TenantId;
@@ -37,13 +39,8 @@ impl PostgresAudit {
         Self { postgres, node: node.into() }
     }
 
-    /// The name of this server's chains.
-    pub(in crate::store) fn node(&self) -> &str {
-        &self.node
-    }
-
     /// What sees heads of every tenant.
-    pub(super) fn dispatch(&self) -> &sqlx::PgPool {
+    pub(super) fn dispatch(&self) -> &RolePool {
         &self.postgres.pools.dispatch
     }
 
@@ -77,62 +74,16 @@ impl AuditLog for PostgresAudit {
         "postgres"
     }
 
+    fn node(&self) -> &str {
+        &self.node
+    }
+
     async fn append(&self, tenant: Option<TenantId>, events: &[AuditEvent]) -> Result<(), StoreError> {
-        const OPERATION: &str = "audit.append";
         if events.is_empty() {
             return Ok(());
         }
-        let internal = |context: &str| StoreError::new(ErrorKind::Internal, "postgres", OPERATION, context);
-        if events.iter().any(|event| event.tenant != tenant) {
-            return Err(internal("an event of another chain"));
-        }
         let mut tx = self.begin(tenant).await?;
-        // Locks the head; the first event of a chain makes it.
-        let (number, head): (i64, Vec<u8>) = sqlx::query_as(
-            "insert into audit_head as h (tenant_id, node, number, hash) values ($1, $2, 0, $3)
-             on conflict (tenant_id, node) do update set number = h.number returning number, hash",
-        )
-        .bind(chain_of(tenant))
-        .bind(&*self.node)
-        .bind(GENESIS.as_slice())
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let mut tip = Tip { number, hash: head.try_into().map_err(|_| internal("a hash is 32 bytes"))? };
-        let mut rows = NewRows::default();
-        for event in events {
-            let sealed = tip.seal(&self.node, AuditRecord::new(event, "", 0), "postgres")?;
-            rows.numbers.push(sealed.number);
-            rows.ats.push(event.at);
-            rows.kinds.push(event.entry.kind.name());
-            rows.bodies.push(sealed.body);
-            rows.previous.push(sealed.previous);
-            rows.hashes.push(sealed.hash);
-        }
-        let done = sqlx::query(
-            "with written as (
-                 insert into audit_event (tenant_id, node, number, at, kind, body, previous, hash)
-                 select $1, $2, number, at, kind, body, previous, hash
-                 from unnest($3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::bytea[], $8::bytea[])
-                     as n(number, at, kind, body, previous, hash))
-             update audit_head set number = $9, hash = $10 where tenant_id = $1 and node = $2",
-        )
-        .bind(chain_of(tenant))
-        .bind(&*self.node)
-        .bind(&rows.numbers)
-        .bind(&rows.ats)
-        .bind(&rows.kinds)
-        .bind(&rows.bodies)
-        .bind(&rows.previous)
-        .bind(&rows.hashes)
-        .bind(tip.number)
-        .bind(tip.hash.as_slice())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        if done.rows_affected() != 1 {
-            return Err(internal("the chain's head did not move"));
-        }
+        append_in(&mut tx, &self.node, tenant, events).await?;
         tx.commit().await
     }
 
@@ -247,6 +198,72 @@ impl AuditLog for PostgresAudit {
         tx.commit().await?;
         Ok(days.into_iter().map(|(day, kind, events)| AuditDay { day, kind, events }).collect())
     }
+}
+
+/// Puts events at the end of one chain, in order, inside a transaction that shows the chain's tenant.
+///
+/// The head is locked until that transaction ends, and whoever records anything of this tenant waits for it.
+///
+/// # Errors
+/// `Unavailable`, `Timeout` or `Conflict`; then the transaction cannot go on.
+pub(super) async fn append_in(
+    tx: &mut TenantTransaction,
+    node: &str,
+    tenant: Option<TenantId>,
+    events: &[AuditEvent],
+) -> Result<(), StoreError> {
+    const OPERATION: &str = "audit.append";
+    let internal = |context: &str| StoreError::new(ErrorKind::Internal, "postgres", OPERATION, context);
+    if events.iter().any(|event| event.tenant != tenant) {
+        return Err(internal("an event of another chain"));
+    }
+    // Locks the head; the first event of a chain makes it.
+    let (number, head): (i64, Vec<u8>) = sqlx::query_as(
+        "insert into audit_head as h (tenant_id, node, number, hash) values ($1, $2, 0, $3)
+         on conflict (tenant_id, node) do update set number = h.number returning number, hash",
+    )
+    .bind(chain_of(tenant))
+    .bind(node)
+    .bind(GENESIS.as_slice())
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed(OPERATION))?;
+    let mut tip = Tip { number, hash: head.try_into().map_err(|_| internal("a hash is 32 bytes"))? };
+    let mut rows = NewRows::default();
+    for event in events {
+        let sealed = tip.seal(node, AuditRecord::new(event, "", 0), "postgres")?;
+        rows.numbers.push(sealed.number);
+        rows.ats.push(event.at);
+        rows.kinds.push(event.entry.kind.name());
+        rows.bodies.push(sealed.body);
+        rows.previous.push(sealed.previous);
+        rows.hashes.push(sealed.hash);
+    }
+    let done = sqlx::query(
+        "with written as (
+             insert into audit_event (tenant_id, node, number, at, kind, body, previous, hash)
+             select $1, $2, number, at, kind, body, previous, hash
+             from unnest($3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::bytea[], $8::bytea[])
+                 as n(number, at, kind, body, previous, hash))
+         update audit_head set number = $9, hash = $10 where tenant_id = $1 and node = $2",
+    )
+    .bind(chain_of(tenant))
+    .bind(node)
+    .bind(&rows.numbers)
+    .bind(&rows.ats)
+    .bind(&rows.kinds)
+    .bind(&rows.bodies)
+    .bind(&rows.previous)
+    .bind(&rows.hashes)
+    .bind(tip.number)
+    .bind(tip.hash.as_slice())
+    .execute(&mut **tx)
+    .await
+    .map_err(failed(OPERATION))?;
+    if done.rows_affected() != 1 {
+        return Err(internal("the chain's head did not move"));
+    }
+    Ok(())
 }
 
 /// An event's text, read again.

@@ -10,6 +10,7 @@ use super::audit::chain_of;
 use super::error::failed;
 use crate::domain::audit::{AuditCursor, AuditRecord};
 use crate::domain::ids::TenantId;
+use crate::store::audit::AuditLog as _;
 use crate::store::audit::chain::Tip;
 use crate::store::error::{ErrorKind, StoreError};
 

@@ -9,12 +9,14 @@ use uuid::Uuid;
 
 use super::error::failed;
 use super::ingest::TERM_SPACE;
+use super::pools::Lane;
 use super::prepared::{CHUNKS, Call, MENTIONS, Value};
 use super::transaction::{Plans, TenantTransaction};
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
 use crate::store::handles::Corpus;
+use crate::store::partition::Partition;
 use crate::store::vector::{Found, Hit, Terms, VectorQuery};
 
 /// A chunk with all that an answer says of it.
@@ -128,7 +130,7 @@ impl Corpus {
         const OPERATION: &str = "chunk.list";
         let wanted = ids(chunks);
         let values = self.values(&wanted);
-        let [rows] = self.reader.read([Call { statement: &CHUNKS, values: &values }], OPERATION).await?;
+        let [rows] = self.read([Call { statement: &CHUNKS, values: &values }], OPERATION).await?;
         rows.iter().map(ChunkRow::from_row).collect::<Result<_, _>>().map_err(failed(OPERATION))
     }
 
@@ -145,7 +147,7 @@ impl Corpus {
         let (wanted, texts) = (ids(chunks), ids(texts));
         let [tenant, namespace, wanted] = self.values(&wanted);
         let values = [tenant, namespace, wanted, Value::Ids(&texts)];
-        let [rows] = self.reader.read([Call { statement: &MENTIONS, values: &values }], OPERATION).await?;
+        let [rows] = self.read([Call { statement: &MENTIONS, values: &values }], OPERATION).await?;
         rows.iter().map(MentionRow::from_row).collect::<Result<_, _>>().map_err(failed(OPERATION))
     }
 
@@ -165,10 +167,27 @@ impl Corpus {
         let mentions = [tenant, namespace, wanted, Value::Ids(&texts)];
         let calls =
             [Call { statement: &CHUNKS, values: &rows }, Call { statement: &MENTIONS, values: &mentions }];
-        let [rows, mentions] = self.reader.read(calls, OPERATION).await?;
+        let [rows, mentions] = self.read(calls, OPERATION).await?;
         let rows: Result<_, _> = rows.iter().map(ChunkRow::from_row).collect();
         let mentions: Result<_, _> = mentions.iter().map(MentionRow::from_row).collect();
         Ok((rows.map_err(failed(OPERATION))?, mentions.map_err(failed(OPERATION))?))
+    }
+
+    /// Reads what a question wants from the replica, if that is on the same timeline and has
+    /// come as far as this corpus; else from the primary.
+    async fn read<const N: usize>(
+        &self,
+        calls: [Call<'_>; N],
+        operation: &'static str,
+    ) -> Result<[Vec<PgRow>; N], StoreError> {
+        if self.reader.lane == Lane::Query
+            && let Some(replica) = &self.reader.postgres().replica
+            && let Some(timeline) = self.timeline
+            && let Some(rows) = replica.read(&self.partition, (timeline, self.seq), &calls, operation).await
+        {
+            return Ok(rows);
+        }
+        self.reader.read(calls, operation).await
     }
 
     /// This corpus and these chunks, as the lists' statements want them.
@@ -221,12 +240,10 @@ impl Corpus {
     /// # Errors
     /// `Unavailable` or `Timeout`.
     pub async fn chunk_search(&self, query: &VectorQuery) -> Result<Found, StoreError> {
-        if !self.reader.postgres().is_large(self.chunks) {
-            return self.chunk_search_exact(query, EVERYTHING).await;
-        }
-        let mut tx = self.reader.begin_with(self.graph_plans()).await?;
-        let dense = by_graph(query.embedding.as_deref().map_or(0, <[f32]>::len));
-        let found = self.search_in(&mut tx, query, EVERYTHING, AssertSqlSafe(dense)).await?;
+        let postgres = self.reader.postgres();
+        let plans = postgres.search_plans(self.chunks);
+        let mut tx = self.reader.begin_with(plans).await?;
+        let found = search(&mut tx, &self.partition, query, plans, self.seq).await?;
         tx.commit().await?;
         Ok(found)
     }
@@ -238,59 +255,8 @@ impl Corpus {
     /// `Unavailable` or `Timeout`.
     pub async fn chunk_search_exact(&self, query: &VectorQuery, since: Seq) -> Result<Found, StoreError> {
         let mut tx = self.reader.begin().await?;
-        let found = self.search_in(&mut tx, query, since, EXACTLY).await?;
+        let found = search_in(&mut tx, &self.partition, query, (since, self.seq), EXACTLY).await?;
         tx.commit().await?;
-        Ok(found)
-    }
-
-    fn graph_plans(&self) -> Plans {
-        Plans::Graph { candidates: self.reader.postgres().vectors.hnsw_candidates }
-    }
-
-    async fn search_in(
-        &self,
-        tx: &mut TenantTransaction,
-        query: &VectorQuery,
-        since: Seq,
-        dense: impl SqlSafeStr,
-    ) -> Result<Found, StoreError> {
-        const OPERATION: &str = "chunk.search";
-        let mut found = Found { applied: self.seq, ..Found::default() };
-        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-        let (tenant, namespace) = (self.partition.tenant().0, self.partition.namespace().0);
-        if let Some(embedding) = &query.embedding {
-            let rows = sqlx::query(dense)
-                .bind(tenant)
-                .bind(namespace)
-                .bind(self.partition.model().as_str())
-                .bind(since.0)
-                .bind(Vector::from(embedding.clone()))
-                .bind(limit)
-                .fetch_all(&mut **tx)
-                .await
-                .map_err(failed(OPERATION))?;
-            found.dense = hits(&rows).map_err(failed(OPERATION))?;
-        }
-        if let Some(terms) = query.terms.as_ref().filter(|terms| !terms.indices.is_empty()) {
-            let rows = sqlx::query(
-                "select * from (
-                     select tenant_id, namespace_id, chunk_id, version, -(terms <#> $5) as score
-                     from chunk_embedding
-                     where tenant_id = $1 and namespace_id = $2 and model_id = $3
-                         and home in ('00000000-0000-0000-0000-000000000000', $2) and seq > $4) scored
-                 where score > 0 order by score desc, chunk_id limit $6",
-            )
-            .bind(tenant)
-            .bind(namespace)
-            .bind(self.partition.model().as_str())
-            .bind(since.0)
-            .bind(sparse(terms))
-            .bind(limit)
-            .fetch_all(&mut **tx)
-            .await
-            .map_err(failed(OPERATION))?;
-            found.lexical = hits(&rows).map_err(failed(OPERATION))?;
-        }
         Ok(found)
     }
 
@@ -301,10 +267,10 @@ impl Corpus {
     #[cfg(feature = "laboratory")]
     pub async fn chunk_search_plan(&self, query: &VectorQuery) -> Result<Vec<String>, StoreError> {
         let embedding = query.embedding.clone().unwrap_or_default();
-        let (plans, dense) = if self.reader.postgres().is_large(self.chunks) {
-            (self.graph_plans(), by_graph(embedding.len()))
-        } else {
-            (Plans::Usual, EXACTLY.to_owned())
+        let plans = self.reader.postgres().search_plans(self.chunks);
+        let dense = match plans {
+            Plans::Graph { .. } => by_graph(embedding.len()),
+            Plans::Usual => EXACTLY.to_owned(),
         };
         let mut tx = self.reader.begin_with(plans).await?;
         let plan = sqlx::query_scalar(AssertSqlSafe(format!("explain {dense}")))
@@ -320,6 +286,71 @@ impl Corpus {
         tx.commit().await?;
         Ok(plan)
     }
+}
+
+/// Searches all rows of a partition by these plans; `applied` is what the namespace's history was before.
+pub(super) async fn search(
+    tx: &mut TenantTransaction,
+    partition: &Partition,
+    query: &VectorQuery,
+    plans: Plans,
+    applied: Seq,
+) -> Result<Found, StoreError> {
+    let seqs = (EVERYTHING, applied);
+    match plans {
+        Plans::Usual => search_in(tx, partition, query, seqs, EXACTLY).await,
+        Plans::Graph { .. } => {
+            let dense = by_graph(query.embedding.as_deref().map_or(0, <[f32]>::len));
+            search_in(tx, partition, query, seqs, AssertSqlSafe(dense)).await
+        }
+    }
+}
+
+async fn search_in(
+    tx: &mut TenantTransaction,
+    partition: &Partition,
+    query: &VectorQuery,
+    (since, applied): (Seq, Seq),
+    dense: impl SqlSafeStr,
+) -> Result<Found, StoreError> {
+    const OPERATION: &str = "chunk.search";
+    let mut found = Found { applied, ..Found::default() };
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+    let (tenant, namespace) = (partition.tenant().0, partition.namespace().0);
+    if let Some(embedding) = &query.embedding {
+        let rows = sqlx::query(dense)
+            .bind(tenant)
+            .bind(namespace)
+            .bind(partition.model().as_str())
+            .bind(since.0)
+            .bind(Vector::from(embedding.clone()))
+            .bind(limit)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed(OPERATION))?;
+        found.dense = hits(&rows).map_err(failed(OPERATION))?;
+    }
+    if let Some(terms) = query.terms.as_ref().filter(|terms| !terms.indices.is_empty()) {
+        let rows = sqlx::query(
+            "select * from (
+                 select tenant_id, namespace_id, chunk_id, version, -(terms <#> $5) as score
+                 from chunk_embedding
+                 where tenant_id = $1 and namespace_id = $2 and model_id = $3
+                     and home in ('00000000-0000-0000-0000-000000000000', $2) and seq > $4) scored
+             where score > 0 order by score desc, chunk_id limit $6",
+        )
+        .bind(tenant)
+        .bind(namespace)
+        .bind(partition.model().as_str())
+        .bind(since.0)
+        .bind(sparse(terms))
+        .bind(limit)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        found.lexical = hits(&rows).map_err(failed(OPERATION))?;
+    }
+    Ok(found)
 }
 
 /// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.

@@ -1,4 +1,4 @@
-//! Tenants, keys and operators: the statements of the control role.
+//! Tenants and keys as the control role reads them. [`super::administer`] changes them.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
@@ -7,8 +7,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::error::failed;
-use super::pools::Lane;
-use crate::domain::ids::{Slug, TenantId};
+use crate::domain::ids::TenantId;
 use crate::domain::limits::LimitOverrides;
 use crate::store::error::StoreError;
 use crate::store::handles::Stores;
@@ -47,24 +46,7 @@ pub struct KeyView {
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A new key, to be stored.
-#[derive(Debug, Clone)]
-pub struct NewKey {
-    /// Its public identifier.
-    pub key_id: String,
-    /// Keyed SHA-256 of its secret.
-    pub digest: [u8; 32],
-    /// Its name.
-    pub name: String,
-    /// What it allows.
-    pub roles: Vec<String>,
-    /// The namespaces it is confined to; `None`: all.
-    pub namespaces: Option<Vec<String>>,
-    /// When it ends.
-    pub expires_at: Option<DateTime<Utc>>,
-}
-
-fn view(row: &PgRow) -> Result<TenantView, sqlx::Error> {
+pub(super) fn view(row: &PgRow) -> Result<TenantView, sqlx::Error> {
     Ok(TenantView {
         tenant_id: row.try_get("tenant_id")?,
         name: row.try_get("name")?,
@@ -73,37 +55,11 @@ fn view(row: &PgRow) -> Result<TenantView, sqlx::Error> {
     })
 }
 
-fn with_limits(row: &PgRow) -> Result<(TenantView, LimitOverrides), sqlx::Error> {
+pub(super) fn with_limits(row: &PgRow) -> Result<(TenantView, LimitOverrides), sqlx::Error> {
     Ok((view(row)?, row.try_get::<Json<LimitOverrides>, _>("limits")?.0))
 }
 
 impl Stores {
-    /// Makes a tenant. `None`: the slug is taken.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn tenant_create(
-        &self,
-        _operator: &OperatorScope,
-        name: &str,
-        slug: &Slug,
-    ) -> Result<Option<TenantView>, StoreError> {
-        let postgres = self.postgres();
-        let row = sqlx::query(
-            "insert into tenant (tenant_id, name, slug, state, created_at, updated_at)
-             values ($1, $2, $3, 'active', $4, $4)
-             on conflict (slug) where state <> 'deleted' do nothing returning tenant_id, name, slug, state",
-        )
-        .bind(postgres.ids.uuid())
-        .bind(name)
-        .bind(slug.as_str())
-        .bind(postgres.clock.now())
-        .fetch_optional(&postgres.pools.control)
-        .await
-        .map_err(failed("tenant.create"))?;
-        row.as_ref().map(view).transpose().map_err(failed("tenant.create"))
-    }
-
     /// A page of tenants that are not deleted, by identity.
     ///
     /// # Errors
@@ -145,128 +101,6 @@ impl Stores {
         row.as_ref().map(with_limits).transpose().map_err(failed("tenant.get"))
     }
 
-    /// Sets limits of a tenant: numbers by name, null to take one back. `None`: there is none, or it is deleted.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn tenant_set_limits(
-        &self,
-        _operator: &OperatorScope,
-        tenant: TenantId,
-        changes: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Option<(TenantView, LimitOverrides)>, StoreError> {
-        let postgres = self.postgres();
-        let row = sqlx::query(
-            "update tenant set limits = jsonb_strip_nulls(limits || $2), updated_at = $3
-             where tenant_id = $1 and state <> 'deleted' returning tenant_id, name, slug, state, limits",
-        )
-        .bind(tenant.0)
-        .bind(Json(changes))
-        .bind(postgres.clock.now())
-        .fetch_optional(&postgres.pools.control)
-        .await
-        .map_err(failed("tenant.limits"))?;
-        row.as_ref().map(with_limits).transpose().map_err(failed("tenant.limits"))
-    }
-
-    /// Suspends or resumes a tenant. `None`: there is none, or it is deleted.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn tenant_set_suspended(
-        &self,
-        _operator: &OperatorScope,
-        tenant: TenantId,
-        suspended: bool,
-    ) -> Result<Option<TenantView>, StoreError> {
-        let postgres = self.postgres();
-        let row = sqlx::query(
-            "update tenant set state = $2, updated_at = $3 where tenant_id = $1 and state <> 'deleted'
-             returning tenant_id, name, slug, state",
-        )
-        .bind(tenant.0)
-        .bind(if suspended { "suspended" } else { "active" })
-        .bind(postgres.clock.now())
-        .fetch_optional(&postgres.pools.control)
-        .await
-        .map_err(failed("tenant.suspend"))?;
-        row.as_ref().map(view).transpose().map_err(failed("tenant.suspend"))
-    }
-
-    /// Deletes a tenant: refused from now on, its keys gone, a job for the rest. `None`: there is none.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`; then nothing was changed.
-    pub async fn tenant_delete(
-        &self,
-        _operator: &OperatorScope,
-        tenant: TenantId,
-    ) -> Result<Option<(TenantView, Uuid)>, StoreError> {
-        const OPERATION: &str = "tenant.delete";
-        let postgres = self.postgres();
-        let now = postgres.clock.now();
-        let job = postgres.ids.uuid();
-        let mut tx = postgres.begin(Lane::Deployment, tenant).await?;
-        let row = sqlx::query(
-            "update tenant set state = 'deleted', updated_at = $2 where tenant_id = $1 and state <> 'deleted'
-             returning tenant_id, name, slug, state",
-        )
-        .bind(tenant.0)
-        .bind(now)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let Some(row) = row else { return Ok(None) };
-        sqlx::query("delete from api_key where tenant_id = $1")
-            .bind(tenant.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
-        sqlx::query(
-            "insert into job (tenant_id, job_id, namespace_id, kind, state, cost, due_at, created_at, updated_at)
-             values ($1, $2, $3, 'purge_tenant', 'queued', 0, $4, $4, $4)",
-        )
-        .bind(tenant.0)
-        .bind(job)
-        .bind(Uuid::nil())
-        .bind(now)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        tx.commit().await?;
-        Ok(Some((view(&row).map_err(failed(OPERATION))?, job)))
-    }
-
-    /// Stores a tenant's new key. `false`: there is no such tenant, or it is deleted.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn key_create(
-        &self,
-        _operator: &OperatorScope,
-        tenant: TenantId,
-        key: &NewKey,
-    ) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let done = sqlx::query(
-            "insert into api_key (tenant_id, key_id, digest, name, roles, namespaces, created_at, expires_at)
-             select tenant_id, $2, $3, $4, $5, $6, $7, $8 from tenant where tenant_id = $1 and state <> 'deleted'
-             for share",
-        )
-        .bind(tenant.0)
-        .bind(&key.key_id)
-        .bind(key.digest.as_slice())
-        .bind(&key.name)
-        .bind(&key.roles)
-        .bind(&key.namespaces)
-        .bind(postgres.clock.now())
-        .bind(key.expires_at)
-        .execute(&postgres.pools.control)
-        .await
-        .map_err(failed("key.create"))?;
-        Ok(done.rows_affected() == 1)
-    }
-
     /// A tenant's keys, newest first, without secrets.
     ///
     /// # Errors
@@ -297,54 +131,5 @@ impl Stores {
             })
         };
         rows.iter().map(key).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
-    }
-
-    /// Revokes a key. `false`: the tenant has none of this identifier. Revoking again changes nothing.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn key_revoke(
-        &self,
-        _operator: &OperatorScope,
-        tenant: TenantId,
-        key_id: &str,
-    ) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let done = sqlx::query(
-            "update api_key set revoked_at = coalesce(revoked_at, $3) where tenant_id = $1 and key_id = $2",
-        )
-        .bind(tenant.0)
-        .bind(key_id)
-        .bind(postgres.clock.now())
-        .execute(&postgres.pools.control)
-        .await
-        .map_err(failed("key.revoke"))?;
-        Ok(done.rows_affected() == 1)
-    }
-
-    /// Stores an operator's credential unless it is stored already. Only whoever can write the data folder
-    /// gets here without one.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn operator_require(
-        &self,
-        key_id: &str,
-        digest: [u8; 32],
-        name: &str,
-    ) -> Result<(), StoreError> {
-        let postgres = self.postgres();
-        sqlx::query(
-            "insert into operator_key (key_id, digest, name, created_at) values ($1, $2, $3, $4)
-             on conflict (key_id) do nothing",
-        )
-        .bind(key_id)
-        .bind(digest.as_slice())
-        .bind(name)
-        .bind(postgres.clock.now())
-        .execute(&postgres.pools.control)
-        .await
-        .map_err(failed("operator.require"))?;
-        Ok(())
     }
 }

@@ -13,7 +13,8 @@ use uuid::Uuid;
 use super::bootstrap::{survey, vector_is_accepted, version_is_accepted};
 use super::migrate::isolation_faults;
 use super::roles::Role;
-use super::{Postgres, RoleAddresses};
+use super::session::RolePool;
+use super::{Postgres, RoleAddresses, connections};
 use crate::domain::finding::{Finding, Report, RoleCount, Severity, TenantCount};
 use crate::store::handles::Stores;
 use crate::tenancy::OperatorScope;
@@ -48,9 +49,11 @@ pub async fn diagnose(addresses: &RoleAddresses, now: impl Fn() -> DateTime<Utc>
         Err(finding) => report.findings.push(finding),
     }
     match connect(Role::Dispatch).await {
-        Ok(mut dispatch) => {
-            heads(&mut report, &mut dispatch).await;
-            let _ = dispatch.close().await;
+        Ok(connection) => {
+            let _ = connection.close().await;
+            let dispatch = connections::single(&addresses.dispatch);
+            heads(&mut report, &dispatch).await;
+            dispatch.pool.close().await;
         }
         Err(finding) => report.findings.push(finding),
     }
@@ -62,15 +65,16 @@ impl Stores {
     pub async fn diagnose(&self, _operator: &OperatorScope) -> Report {
         let postgres = self.postgres();
         let mut report = Report::default();
-        match postgres.owner.connect().await {
+        match postgres.owner().await {
             Ok(mut owner) => {
                 catalogues(&mut report, &mut owner, || postgres.clock.now()).await;
                 let _ = owner.close().await;
             }
             Err(error) => report.findings.push(refused(Role::Owner, &error)),
         }
-        match postgres.pools.dispatch.acquire().await {
-            Ok(mut dispatch) => heads(&mut report, &mut dispatch).await,
+        let dispatch = &postgres.pools.dispatch;
+        match dispatch.reach().await {
+            Ok(()) => heads(&mut report, dispatch).await,
             Err(error) => report.findings.push(refused(Role::Dispatch, &error)),
         }
         report.facts.tenant_connections = held(postgres);
@@ -260,6 +264,13 @@ struct Index {
     valid: bool,
 }
 
+/// Whether PostgreSQL named it for the time in which it builds an index beside another: `_ccnew` is the one that was
+/// not finished, `_ccold` the one that was to be dropped.
+fn is_left_by_a_rebuild(index: &str) -> bool {
+    let name = index.trim_end_matches(|c: char| c.is_ascii_digit());
+    name.ends_with("_ccnew") || name.ends_with("_ccold")
+}
+
 async fn indexes(report: &mut Report, owner: &mut PgConnection) {
     const CHECK: &str = "database.index";
     // A partition of one namespace may have a graph of its own: it can hold no other tenant's rows.
@@ -290,6 +301,10 @@ async fn indexes(report: &mut Report, owner: &mut PgConnection) {
             };
             let severity = if unique || approximate { Severity::Error } else { Severity::Warning };
             (severity, "not led by the tenant", why, format!("drop index {index}"))
+        } else if is_left_by_a_rebuild(&index) {
+            let why = "The database keeps it up with each write, and another index does its work.";
+            let statement = format!("drop index concurrently {index}");
+            (Severity::Warning, "left by a rebuild that broke off", why, statement)
         } else {
             let why = "The database keeps it and does not use it; what it is for is slow.";
             (Severity::Warning, "not valid", why, format!("reindex index {index}"))
@@ -354,13 +369,13 @@ async fn connections(report: &mut Report, owner: &mut PgConnection) {
 }
 
 /// What the dispatcher sees of all tenants: positions, states, counts.
-async fn heads(report: &mut Report, dispatch: &mut PgConnection) {
+async fn heads(report: &mut Report, dispatch: &RolePool) {
     largest(report, dispatch).await;
     behind(report, dispatch).await;
     jobs(report, dispatch).await;
 }
 
-async fn largest(report: &mut Report, dispatch: &mut PgConnection) {
+async fn largest(report: &mut Report, dispatch: &RolePool) {
     let found: Result<Vec<(Uuid, i64)>, _> = sqlx::query_as(
         "select tenant_id, sum(chunks)::bigint from namespace group by tenant_id having sum(chunks) > 0
          order by 2 desc, 1 limit $1",
@@ -378,7 +393,7 @@ fn counts(rows: Vec<(Uuid, i64)>) -> Vec<TenantCount> {
     rows.into_iter().map(|(tenant_id, count)| TenantCount { tenant_id, count }).collect()
 }
 
-async fn behind(report: &mut Report, dispatch: &mut PgConnection) {
+async fn behind(report: &mut Report, dispatch: &RolePool) {
     const CHECK: &str = "indexes.behind";
     let found: Result<Vec<(Uuid, Uuid, i64)>, _> = sqlx::query_as(
         "select n.tenant_id, n.namespace_id, n.seq - coalesce(min(c.seq), 0) from namespace n
@@ -405,7 +420,7 @@ async fn behind(report: &mut Report, dispatch: &mut PgConnection) {
     }
 }
 
-async fn jobs(report: &mut Report, dispatch: &mut PgConnection) {
+async fn jobs(report: &mut Report, dispatch: &RolePool) {
     const CHECK: &str = "jobs.failed";
     let found: Result<Vec<(Uuid, i64)>, _> = sqlx::query_as(
         "select tenant_id, count(*) from job where state = 'failed' and due_at > clock_timestamp() - interval '1 day'

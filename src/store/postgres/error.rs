@@ -2,6 +2,19 @@
 
 use crate::store::error::{ErrorKind, StoreError};
 
+const NO_PRIMARY: &str = "no server that answers is the primary";
+
+/// Why a server that answers is not used. Told as an error of the driver's, as which it passes through its pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{NO_PRIMARY}")]
+pub(super) struct NoPrimary;
+
+impl From<NoPrimary> for sqlx::Error {
+    fn from(error: NoPrimary) -> Self {
+        Self::Configuration(Box::new(error))
+    }
+}
+
 /// Turns a database error into a store error of `operation`.
 pub(super) fn failed(operation: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| {
@@ -12,7 +25,9 @@ pub(super) fn failed(operation: &'static str) -> impl FnOnce(sqlx::Error) -> Sto
 
 fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
     match error {
-        sqlx::Error::PoolTimedOut => (ErrorKind::Unavailable, "every connection is in use"),
+        sqlx::Error::PoolTimedOut => {
+            (ErrorKind::Unavailable, "no connection in time: all are in use, or none can be opened")
+        }
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (ErrorKind::Unavailable, "shutting down"),
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) => (ErrorKind::Unavailable, "the server cannot be reached"),
         sqlx::Error::Database(error) => match error.code().as_deref() {
@@ -21,10 +36,13 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
             Some(code) if code.starts_with("08") || code.starts_with("57P") || code.starts_with("53") => {
                 (ErrorKind::Unavailable, "the server refuses work")
             }
+            Some("28000" | "28P01" | "3D000") => (ErrorKind::Unavailable, "the server lets nobody in"),
+            Some("25006") => (ErrorKind::Unavailable, "the server only reads; it is no primary"),
             Some("55P03") => (ErrorKind::Unavailable, "a lock is held"),
             Some("42501") => (ErrorKind::Foreign, "row-level security refused the row"),
             _ => (ErrorKind::Internal, "the statement failed"),
         },
+        sqlx::Error::Configuration(error) if error.is::<NoPrimary>() => (ErrorKind::Unavailable, NO_PRIMARY),
         _ => (ErrorKind::Internal, "the call failed"),
     }
 }

@@ -4,6 +4,8 @@
 //! is never taken for a fault.
 //! **Invariant:** numbers go out, and no name, text or identifier of a document.
 
+mod findings;
+
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
@@ -11,11 +13,15 @@ use futures::TryStreamExt;
 use sqlx::Row;
 use uuid::Uuid;
 
+pub(in crate::store) use self::findings::note;
+pub use self::findings::{Finding, FindingKind, IndexExamined};
 use super::documents::namespace_lock;
 use super::error::failed;
+use super::orphans::Found;
 use super::transaction::TenantTransaction;
 use crate::domain::Seq;
 use crate::domain::ids::NamespaceId;
+use crate::store::digest::{Digest, IndexKind};
 use crate::store::error::StoreError;
 use crate::store::handles::{Corpus, CorpusWriter, TenantReader, TenantWriter};
 
@@ -24,63 +30,13 @@ const PAGE: usize = 4096;
 /// How long a comparison may read, milliseconds: a statement over a whole namespace.
 const PATIENCE: &str = "900000";
 
-/// A way in which two things that should agree do not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FindingKind {
-    /// Embeddings that the index lacks.
-    MissingPoints,
-    /// Points of the index without an embedding.
-    ExtraPoints,
-    /// Points of another version than their embedding.
-    WrongVersions,
-    /// Points that the index holds for another tenant or namespace.
-    ForeignPoints,
-    /// The index cannot be read.
-    DamagedIndex,
-    /// Chunks without an embedding of the active model.
-    MissingEmbeddings,
-    /// Embeddings without a chunk.
-    ExtraEmbeddings,
-    /// A namespace's count of chunks is not that of its rows.
-    WrongChunkCount,
-    /// Uploaded files that a document names and that are not there. Nothing here can bring them back.
-    LostUploads,
-    /// Uploaded files that no document names.
-    StrayUploads,
-    /// Indexes of namespaces that are gone.
-    StrayIndexes,
-    /// A tenant's count of documents is not that of its rows.
-    WrongDocumentCount,
-    /// A tenant's count of bytes is not that of its rows.
-    WrongByteCount,
-}
-
-/// Something that was found wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
-pub struct Finding {
-    /// What.
-    pub kind: FindingKind,
-    /// How many; of a counter, by how much it is off.
-    pub count: u64,
-    /// Whether it was put right.
-    pub repaired: bool,
-}
-
-/// An index compared with the rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct IndexExamined {
-    /// Points that the index holds.
-    pub points: u64,
-    /// What is wrong, without what is 0.
-    pub findings: Vec<Finding>,
-}
-
-/// Adds what was found, unless it is nothing.
-fn note(findings: &mut Vec<Finding>, kind: FindingKind, count: usize, repaired: bool) {
-    if count > 0 {
-        findings.push(Finding { kind, count: count as u64, repaired });
-    }
+/// How rows and points differ, and what the rows say that the index should hold.
+#[derive(Default)]
+struct Compared {
+    missing: usize,
+    wrong: usize,
+    extra: usize,
+    expected: Digest,
 }
 
 impl TenantReader {
@@ -131,12 +87,20 @@ impl Corpus {
             }
         }
         held.sort_unstable();
-        let (missing, wrong, extra) = self.rows_compare(applied, &held).await?;
-        let mut examined = IndexExamined { points: held.len() as u64, findings: Vec::new() };
+        let compared = self.rows_compare(applied, &held).await?;
+        let mut own = Digest::default();
+        for (chunk, version) in &held {
+            own.add(*chunk, *version);
+        }
+        let digests = vec![
+            compared.expected.of_store(IndexKind::Vectors, "postgres"),
+            own.of_store(IndexKind::Vectors, self.vectors().name()),
+        ];
+        let mut examined = IndexExamined { points: held.len() as u64, digests, findings: Vec::new() };
         for (kind, count) in [
-            (FindingKind::MissingPoints, missing),
-            (FindingKind::WrongVersions, wrong),
-            (FindingKind::ExtraPoints, extra),
+            (FindingKind::MissingPoints, compared.missing),
+            (FindingKind::WrongVersions, compared.wrong),
+            (FindingKind::ExtraPoints, compared.extra),
             (FindingKind::ForeignPoints, foreign),
         ] {
             note(&mut examined.findings, kind, count, false);
@@ -145,11 +109,7 @@ impl Corpus {
     }
 
     /// Rows that the index should hold and does not, or in another version, and points without a row.
-    async fn rows_compare(
-        &self,
-        applied: Seq,
-        held: &[(Uuid, i64)],
-    ) -> Result<(usize, usize, usize), StoreError> {
+    async fn rows_compare(&self, applied: Seq, held: &[(Uuid, i64)]) -> Result<Compared, StoreError> {
         const OPERATION: &str = "index.examine";
         let mut tx = self.reader.begin().await?;
         patient(&mut tx, OPERATION).await?;
@@ -167,24 +127,33 @@ impl Corpus {
         .bind(self.partition.model().as_str())
         .bind(applied.0)
         .fetch(&mut *tx);
-        let (mut missing, mut wrong, mut known) = (0, 0, vec![false; held.len()]);
+        let (mut compared, mut known) = (Compared::default(), vec![false; held.len()]);
         while let Some(row) = rows.try_next().await.map_err(failed(OPERATION))? {
             let id: Uuid = row.try_get("id").map_err(failed(OPERATION))?;
             let seq: i64 = row.try_get("seq").map_err(failed(OPERATION))?;
             let version: Option<i64> = row.try_get("version").map_err(failed(OPERATION))?;
             match (held.binary_search_by_key(&id, |(chunk, _)| *chunk), version) {
-                (Ok(at), None) => known[at] = true,
-                (Ok(at), Some(version)) => {
-                    wrong += usize::from(held[at].1 != version);
+                // It went since: the index still has it, in whatever version.
+                (Ok(at), None) => {
+                    compared.expected.add(id, held[at].1);
                     known[at] = true;
                 }
-                (Err(_), Some(_)) if seq <= applied.0 => missing += 1,
+                (Ok(at), Some(version)) => {
+                    compared.expected.add(id, version);
+                    compared.wrong += usize::from(held[at].1 != version);
+                    known[at] = true;
+                }
+                (Err(_), Some(version)) if seq <= applied.0 => {
+                    compared.expected.add(id, version);
+                    compared.missing += 1;
+                }
                 (Err(_), _) => {}
             }
         }
         drop(rows);
         tx.commit().await?;
-        Ok((missing, wrong, known.iter().filter(|known| !**known).count()))
+        compared.extra = known.iter().filter(|known| !**known).count();
+        Ok(compared)
     }
 }
 
@@ -405,10 +374,21 @@ impl TenantWriter {
         let size = |off: i64| usize::try_from(off.unsigned_abs()).unwrap_or(usize::MAX);
         note(&mut findings, FindingKind::WrongDocumentCount, size(documents), repair);
         note(&mut findings, FindingKind::WrongByteCount, size(bytes), repair);
-        let orphans = self.orphans(before, repair).await?;
+        let found = if repair { Found::Removed } else { Found::Kept };
+        let orphans = self.orphans(before, found).await;
+        let mut unreached = 0;
+        for error in orphans.failed {
+            // Without it everything else can be compared.
+            let is_graph = self.stores.graph_name() == Some(error.backend);
+            if !(is_graph && error.kind.is_outage()) {
+                return Err(error);
+            }
+            unreached += 1;
+        }
         let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         note(&mut findings, FindingKind::StrayUploads, size(orphans.uploads), repair);
         note(&mut findings, FindingKind::StrayIndexes, size(orphans.indexes), repair);
+        note(&mut findings, FindingKind::UnreachedIndexes, unreached, false);
         Ok(findings)
     }
 
@@ -454,7 +434,7 @@ impl TenantWriter {
 }
 
 /// Lets the statements of this transaction read for long.
-async fn patient(tx: &mut TenantTransaction, operation: &'static str) -> Result<(), StoreError> {
+pub(super) async fn patient(tx: &mut TenantTransaction, operation: &'static str) -> Result<(), StoreError> {
     sqlx::query("select set_config('statement_timeout', $1, true)")
         .bind(PATIENCE)
         .execute(&mut **tx)

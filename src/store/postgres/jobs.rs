@@ -19,6 +19,7 @@ use super::error::failed;
 use super::leases::LeaseTerms;
 use crate::domain::document::Status;
 use crate::domain::ids::{JobId, NamespaceId, TenantId};
+use crate::store::ServerAct;
 use crate::store::error::StoreError;
 use crate::store::handles::{CorpusWriter, Stores, TenantReader, TenantWriter};
 
@@ -375,23 +376,27 @@ impl CorpusWriter {
 }
 
 impl TenantWriter {
-    /// Notes that a purge is done. Its row stays: it tells every late writer that the tenant is deleted.
+    /// Notes that a purge is done, with its receipt; once, whoever else did it too. Its row stays: it tells every late
+    /// writer that the tenant is deleted.
     ///
     /// # Errors
-    /// `Unavailable` or `Timeout`.
-    pub async fn job_finish(&self, job: JobId) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
+    /// `Unavailable` or `Timeout`; then the job is as before.
+    pub async fn purge_finish(&self, receipt: ServerAct, job: JobId) -> Result<(), StoreError> {
+        let mut tx = self.postgres().control(Some(self.scope.tenant())).await?;
+        let done = sqlx::query(
             "update job set state = 'done', stage = 'processed', lease = null, leased_until = null,
-                 updated_at = $3, finished_at = $3 where tenant_id = $1 and job_id = $2",
+                 updated_at = $3, finished_at = $3 where tenant_id = $1 and job_id = $2 and state <> 'done'",
         )
         .bind(self.scope.tenant().0)
         .bind(job.0)
         .bind(self.postgres().clock.now())
         .execute(&mut *tx)
         .await
-        .map_err(failed("job.finish"))?;
-        tx.commit().await
+        .map_err(failed("purge.finish"))?;
+        if done.rows_affected() == 0 {
+            return Ok(());
+        }
+        tx.commit(receipt.0.making(job.0)).await
     }
 
     /// Cancels a job that has not ended. `None`: there is none of this identity; `false`: it had ended.

@@ -1,11 +1,13 @@
 //! What a graph is built from, and the names of its entities: merged when read, from live chunks only.
 
+use futures::TryStreamExt;
 use pgvector::Vector;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::error::failed;
+use super::examine::patient;
 use crate::domain::Seq;
 use crate::domain::ids::ChunkId;
 use crate::store::error::StoreError;
@@ -41,9 +43,11 @@ pub enum LabelOrder {
     Mentions,
 }
 
-/// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md.
-const GRAPH_PAGE: &str =
-    "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
+/// Each row by its whole key: docs/decisions/rows-by-their-whole-key.md. The same text for a page and for all, so that
+/// both mean the same rows.
+macro_rules! graph_rows {
+    () => {
+        "select c.chunk_id, c.document_id, v.title, c.heading, c.text, coalesce(m.keys, '{}') as keys,
          coalesce(m.kinds, '{}') as kinds, e.embedding
      from (
          select * from chunk c
@@ -61,7 +65,31 @@ const GRAPH_PAGE: &str =
      left join lateral (
          select keys, kinds from chunk_mention m
          where m.tenant_id = $1 and m.namespace_id = $2 and m.chunk_id = c.chunk_id offset 0) m on true
-     order by c.chunk_id";
+     order by c.chunk_id"
+    };
+}
+
+const GRAPH_PAGE: &str = graph_rows!();
+
+/// One statement, hence one snapshot: the rows are those of this `seq`. A namespace without chunks is one row.
+const GRAPH_WHOLE: &str = concat!(
+    "select n.seq, g.* from namespace n left join lateral (",
+    graph_rows!(),
+    ") g on true where n.tenant_id = $1 and n.namespace_id = $2"
+);
+
+fn graph_row(row: &PgRow) -> Result<GraphRow, sqlx::Error> {
+    Ok(GraphRow {
+        chunk: ChunkId(row.try_get("chunk_id")?),
+        document_id: row.try_get("document_id")?,
+        title: row.try_get("title")?,
+        heading: row.try_get("heading")?,
+        text: row.try_get("text")?,
+        keys: row.try_get("keys")?,
+        kinds: row.try_get("kinds")?,
+        embedding: row.try_get::<Vector, _>("embedding")?.to_vec(),
+    })
+}
 
 impl Corpus {
     /// A page of the chunks that came after `since`, ordered by chunk.
@@ -87,19 +115,64 @@ impl Corpus {
             .await
             .map_err(failed(OPERATION))?;
         tx.commit().await?;
-        let chunk = |row: &PgRow| {
-            Ok(GraphRow {
-                chunk: ChunkId(row.try_get("chunk_id")?),
-                document_id: row.try_get("document_id")?,
-                title: row.try_get("title")?,
-                heading: row.try_get("heading")?,
-                text: row.try_get("text")?,
-                keys: row.try_get("keys")?,
-                kinds: row.try_get("kinds")?,
-                embedding: row.try_get::<Vector, _>("embedding")?.to_vec(),
-            })
-        };
-        rows.iter().map(chunk).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+        rows.iter().map(graph_row).collect::<Result<_, sqlx::Error>>().map_err(failed(OPERATION))
+    }
+
+    /// All chunks, and the place in the history of which they all are; `None`: the namespace is gone.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn graph_whole(&self) -> Result<Option<(Seq, Vec<GraphRow>)>, StoreError> {
+        const OPERATION: &str = "graph.whole";
+        let mut tx = self.reader.begin().await?;
+        patient(&mut tx, OPERATION).await?;
+        let mut rows = sqlx::query(GRAPH_WHOLE)
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(self.partition.model().as_str())
+            .bind(-1_i64)
+            .bind(Uuid::nil())
+            .bind(i64::MAX)
+            .fetch(&mut *tx);
+        let mut whole = None;
+        while let Some(row) = rows.try_next().await.map_err(failed(OPERATION))? {
+            let seq = Seq(row.try_get("seq").map_err(failed(OPERATION))?);
+            let (_, chunks) = whole.get_or_insert_with(|| (seq, Vec::new()));
+            let chunk: Option<Uuid> = row.try_get("chunk_id").map_err(failed(OPERATION))?;
+            if chunk.is_some() {
+                chunks.push(graph_row(&row).map_err(failed(OPERATION))?);
+            }
+        }
+        drop(rows);
+        tx.commit().await?;
+        Ok(whole)
+    }
+
+    /// Embeddings of these chunks, each `[f32; dimension]`, unit length, in no order; without those that are gone.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn chunk_embeddings(&self, chunks: &[ChunkId]) -> Result<Vec<(ChunkId, Vec<f32>)>, StoreError> {
+        const OPERATION: &str = "chunk.embeddings";
+        let ids: Vec<Uuid> = chunks.iter().map(|chunk| chunk.0).collect();
+        let mut tx = self.reader.begin().await?;
+        let rows: Vec<(Uuid, Vector)> = sqlx::query_as(
+            "select e.chunk_id, e.embedding from unnest($4::uuid[]) as wanted(id)
+             cross join lateral (
+                 select chunk_id, embedding from chunk_embedding e
+                 where e.tenant_id = $1 and e.namespace_id = $2 and e.model_id = $3
+                     and e.home in ('00000000-0000-0000-0000-000000000000', $2) and e.chunk_id = wanted.id
+                 offset 0) e",
+        )
+        .bind(self.partition.tenant().0)
+        .bind(self.partition.namespace().0)
+        .bind(self.partition.model().as_str())
+        .bind(ids)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(OPERATION))?;
+        tx.commit().await?;
+        Ok(rows.into_iter().map(|(chunk, vector)| (ChunkId(chunk), vector.to_vec())).collect())
     }
 
     /// Every chunk that is there now, in no order.

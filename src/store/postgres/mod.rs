@@ -5,11 +5,14 @@
 //! **Invariant:** every statement on tenant data names the tenant beside the policy that enforces it.
 //! **Invariant:** no statement per row: lists go in and out as arrays.
 
+pub mod address;
+pub mod administer;
 pub mod audit;
 pub(in crate::store) mod audit_anchor;
 pub mod bootstrap;
 pub mod chunks;
 pub mod collections;
+mod connections;
 pub mod control;
 pub mod diagnose;
 pub mod directory;
@@ -32,23 +35,32 @@ pub mod orphans;
 pub mod partitions;
 pub(in crate::store) mod pools;
 pub(in crate::store) mod prepared;
+mod primary;
 pub mod projection;
+pub mod purge;
+mod recorded;
 pub mod reembed;
+pub mod replica;
 pub mod requeue;
 pub mod roles;
 mod scram;
 pub mod secrets;
 pub mod server;
+pub(in crate::store) mod session;
 pub(in crate::store) mod transaction;
 pub mod usage;
+pub mod vector_index;
 
 use std::sync::Arc;
 
 use error::failed;
 use partitions::VectorSettings;
 use pools::{Lane, Pools, TenantPool};
-pub use pools::{PoolSettings, PoolUse, RoleAddresses};
+pub use pools::{PoolSettings, PoolUse, Reach, RoleAddresses};
 use prepared::Call;
+use primary::Primary;
+use replica::Replica;
+pub use session::Pooling;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use transaction::{Plans, TenantTransaction};
 
@@ -59,7 +71,7 @@ use crate::domain::ids::{IdSource, ModelId, TenantId};
 /// The database, with a pool for each kind of work.
 #[derive(Clone)]
 pub struct Postgres {
-    pub(in crate::store) pools: Pools,
+    pub(in crate::store) pools: Arc<Pools>,
     pub(in crate::store) clock: Arc<dyn Clock>,
     pub(in crate::store) ids: Arc<dyn IdSource>,
     pub(in crate::store) model: ModelId,
@@ -68,20 +80,37 @@ pub struct Postgres {
     models: Arc<[(String, ModelId)]>,
     /// For what is made later than the schema; no connection stays open.
     owner: Arc<PgConnectOptions>,
+    /// Where the database may be on several servers.
+    primary: Option<Arc<Primary>>,
+    /// What questions are read from, where it has come as far as they ask.
+    pub(in crate::store) replica: Option<Arc<Replica>>,
 }
 
 impl Postgres {
     /// Pools on a database that was migrated. Connects when first used.
     #[must_use]
     pub fn new(
-        addresses: &RoleAddresses,
+        reach: impl Into<Reach>,
         settings: &PoolSettings,
         model: ModelId,
         clock: Arc<dyn Clock>,
         ids: Arc<dyn IdSource>,
     ) -> Self {
-        let (pools, owner) = (Pools::new(addresses, settings), Arc::new(addresses.owner.clone()));
-        Self { pools, clock, ids, model, vectors: VectorSettings::default(), models: Arc::default(), owner }
+        let reach = reach.into();
+        let owner = Arc::new(reach.primary.owner.clone());
+        let primary = (!reach.others.is_empty()).then(|| Arc::new(Primary::new(&reach)));
+        let pools = Arc::new(Pools::new(&reach, primary.as_ref(), settings));
+        Self {
+            pools,
+            clock,
+            ids,
+            model,
+            vectors: VectorSettings::default(),
+            models: Arc::default(),
+            owner,
+            primary,
+            replica: None,
+        }
     }
 
     /// The same with these bounds on how vectors are searched.
@@ -153,5 +182,8 @@ impl Postgres {
     /// Closes every connection, after the work that holds one is done.
     pub async fn close(&self) {
         self.pools.close().await;
+        if let Some(replica) = &self.replica {
+            replica.close().await;
+        }
     }
 }

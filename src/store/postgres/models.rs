@@ -9,9 +9,9 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::error::failed;
-use super::pools::Lane;
 use super::reembed::EMBEDDING;
 use crate::domain::ids::{ModelId, TenantId};
+use crate::store::OperatorAct;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::Stores;
 use crate::tenancy::OperatorScope;
@@ -69,17 +69,17 @@ impl Stores {
     /// same is found again; one that wants something else is a `Conflict`. `None`: there is no such tenant.
     ///
     /// # Errors
-    /// `Conflict`, `Unavailable` or `Timeout`.
+    /// `Conflict`, `Unavailable` or `Timeout`; then nothing was ordered.
     pub async fn reembed_create(
         &self,
-        _operator: &OperatorScope,
+        act: OperatorAct,
         tenant: TenantId,
         namespace: Option<&str>,
         model: &ModelId,
     ) -> Result<Option<ReembedView>, StoreError> {
         const OPERATION: &str = "reembed.create";
         let postgres = self.postgres();
-        let mut tx = postgres.begin(Lane::Deployment, tenant).await?;
+        let mut tx = postgres.control(Some(tenant)).await?;
         sqlx::query(
             "insert into job (tenant_id, job_id, namespace_id, kind, namespace, model_id, state, stage, cost, due_at,
                  created_at, updated_at)
@@ -108,13 +108,14 @@ impl Stores {
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        tx.commit().await?;
         let Some(row) = row else { return Ok(None) };
         if !row.try_get::<bool, _>("same").map_err(failed(OPERATION))? {
             let words = "another change of model is under way";
             return Err(StoreError::new(ErrorKind::Conflict, "postgres", OPERATION, words));
         }
-        view(&row).map(Some).map_err(failed(OPERATION))
+        let view = view(&row).map_err(failed(OPERATION))?;
+        tx.commit(act.0.making(view.job_id)).await?;
+        Ok(Some(view))
     }
 
     /// How far a change of model has come; `None` when the tenant has none of this identity.
@@ -128,7 +129,7 @@ impl Stores {
         job: Uuid,
     ) -> Result<Option<ReembedView>, StoreError> {
         const OPERATION: &str = "reembed.get";
-        let mut tx = self.postgres().begin(Lane::Deployment, tenant).await?;
+        let mut tx = self.postgres().control(Some(tenant)).await?;
         let row = sqlx::query(
             "select job_id, state, stage, done, total, error, updated_at
              from job where tenant_id = $1 and job_id = $2 and kind = 'reembed'",
@@ -138,7 +139,6 @@ impl Stores {
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed(OPERATION))?;
-        tx.commit().await?;
         row.as_ref().map(view).transpose().map_err(failed(OPERATION))
     }
 }

@@ -1,7 +1,5 @@
 //! Namespaces: opened, created with the first write, listed, deleted with everything in them.
 
-use std::collections::HashSet;
-
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -9,10 +7,12 @@ use uuid::Uuid;
 use super::documents::namespace_lock;
 use super::error::failed;
 use super::prepared::{Call, NAMESPACE, Value};
+use super::recorded::commit_recorded;
 use super::transaction::TenantTransaction;
 use crate::config::crash_point;
 use crate::domain::Seq;
 use crate::domain::ids::{ModelId, NamespaceId, NamespaceName, TenantId};
+use crate::store::TenantAct;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::handles::{Corpus, CorpusWriter, TenantReader, TenantWriter};
 use crate::store::partition::Partition;
@@ -31,29 +31,19 @@ pub struct NamespaceSummary {
     pub corpus_seq: i64,
 }
 
+/// A namespace of which no row and no file is left.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Erased {
+    /// Indexes that were away, by name. What they still hold is found by nobody, since no identity is given twice, and
+    /// goes with the sweep of orphans.
+    pub later: Vec<&'static str>,
+}
+
 /// In how many chunks of a corpus each term of a question occurs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TermFrequencies {
     /// Term and number of chunks, for terms that occur at all.
     pub chunks: Vec<(u32, u32)>,
-}
-
-/// What of a deleted tenant was removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
-    /// Rows by table.
-    pub rows: Vec<(&'static str, u64)>,
-    /// Indexes of vectors, one for each namespace.
-    pub indexes: usize,
-    /// Uploaded files.
-    pub uploads: usize,
-}
-
-impl std::fmt::Display for Purged {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "removed {} indexes, {} uploads; rows:", self.indexes, self.uploads)?;
-        self.rows.iter().try_for_each(|(table, count)| write!(f, " {table} {count}"))
-    }
 }
 
 impl TenantReader {
@@ -79,7 +69,8 @@ impl TenantReader {
         }
         let tenant = self.scope.tenant();
         let terms: Vec<i32> = terms.iter().filter_map(|term| i32::try_from(*term).ok()).collect();
-        let values = [Value::Id(tenant.0), Value::Name(name), Value::Numbers(&terms)];
+        let replica = Value::Flag(self.postgres().replica.is_some());
+        let values = [Value::Id(tenant.0), Value::Name(name), Value::Numbers(&terms), replica];
         let call = Call { statement: &NAMESPACE, values: &values };
         let [rows] = self.read([call], "namespace.get").await?;
         let Some(row) = rows.into_iter().next() else { return Ok(None) };
@@ -89,7 +80,8 @@ impl TenantReader {
             let frequencies = std::iter::zip(terms.unwrap_or_default(), counts.unwrap_or_default())
                 .filter_map(|(term, count)| Some((u32::try_from(term).ok()?, u32::try_from(count).ok()?)))
                 .collect();
-            Ok((self.corpus(row, name)?, TermFrequencies { chunks: frequencies }))
+            let corpus = Corpus { timeline: row.try_get("timeline")?, ..self.corpus(row, name)? };
+            Ok((corpus, TermFrequencies { chunks: frequencies }))
         };
         decode(&row).map(Some).map_err(failed("namespace.get"))
     }
@@ -105,6 +97,7 @@ impl TenantReader {
             partition: Partition::new(self.scope.tenant(), namespace, model),
             name: name.clone(),
             seq: Seq(row.try_get("seq")?),
+            timeline: None,
             chunks: u64::try_from(row.try_get::<i64, _>("chunks")?).unwrap_or_default(),
             building,
         })
@@ -222,13 +215,17 @@ impl TenantWriter {
     }
 
     /// Deletes a namespace with all that it holds. The name can be used again and meets nothing old.
-    /// `false` when there is none.
+    /// `None` when there is none. An index that is away holds up nothing: it is swept later.
     ///
     /// # Errors
-    /// `Unavailable` or `Timeout`; then nothing was deleted, or everything in the database was and only
-    /// files remain, which the sweep of orphans removes.
-    pub async fn namespace_delete(&self, name: &NamespaceName) -> Result<bool, StoreError> {
-        let Some(corpus) = self.corpus_get(name).await? else { return Ok(false) };
+    /// `Unavailable` or `Timeout`; then nothing was deleted, or everything in the database was, which is recorded, and
+    /// only files remain, which the sweep of orphans removes.
+    pub async fn namespace_delete(
+        &self,
+        act: TenantAct,
+        name: &NamespaceName,
+    ) -> Result<Option<Erased>, StoreError> {
+        let Some(corpus) = self.corpus_get(name).await? else { return Ok(None) };
         let tenant = self.scope.tenant();
         let namespace = corpus.partition.namespace();
         let mut tx = self.begin().await?;
@@ -242,63 +239,20 @@ impl TenantWriter {
                 .await
                 .map_err(failed("namespace.delete"))?;
         }
-        tx.commit().await?;
+        commit_recorded(tx, Some(tenant), act.0).await?;
         crash_point("namespace-rows-deleted");
-        let inner = &self.stores.inner;
-        for partition in &partitions {
-            inner.vectors.remove(partition).await?;
-        }
-        crash_point("namespace-index-deleted");
-        inner.uploads.remove_all(tenant, Some(namespace)).await?;
-        Ok(true)
-    }
-
-    /// Deletes everything that a deleted tenant owns, files included, and counts it.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`; to be called again.
-    pub async fn tenant_purge(&self) -> Result<Purged, StoreError> {
-        let tenant = self.scope.tenant();
-        let mut tx = self.begin().await?;
-        // Waits for namespaces that are being made; later ones find the purge and are not.
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 8))")
-            .bind(tenant.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("tenant.purge"))?;
-        // As `namespace_lock`, for each of them.
-        sqlx::query(
-            "select pg_advisory_xact_lock(hashtextextended(namespace_id::text, 7)) from namespace
-             where tenant_id = $1 order by namespace_id",
-        )
-        .bind(tenant.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("tenant.purge"))?;
-        // Locked, so that whoever holds one of them ends first and leaves nothing behind its back.
-        let partitions = partitions(&mut tx, tenant, None).await?;
-        let mut rows = Vec::with_capacity(PURGE_TENANT.len());
-        for (table, statement) in PURGE_TENANT {
-            let done = sqlx::query(statement).bind(tenant.0).execute(&mut *tx).await;
-            rows.push((table, done.map_err(failed("tenant.purge"))?.rows_affected()));
-        }
-        tx.commit().await?;
-        crash_point("tenant-rows-purged");
-        let inner = &self.stores.inner;
-        // Called again after a failure, the rows no longer say which indexes there were; the index itself does.
-        let held = inner.vectors.partitions(tenant).await?;
-        let partitions: HashSet<Partition> = partitions.into_iter().chain(held).collect();
-        for partition in &partitions {
-            inner.vectors.remove(partition).await?;
-        }
-        let uploads = inner.uploads.remove_all(tenant, None).await?;
-        Ok(Purged { rows, indexes: partitions.len(), uploads })
+        let files = self.stores.inner.uploads.remove_all(tenant, Some(namespace)).await;
+        crash_point("namespace-files-deleted");
+        // Whatever became of the files: without rows, nobody asks for this again.
+        let later = self.indexes_remove(namespace, &partitions).await?;
+        files?;
+        Ok(Some(Erased { later }))
     }
 }
 
 /// The address of every index that a namespace has, or all of a tenant's: of the active model, of one that is being
 /// filled, and of those that were left.
-async fn partitions(
+pub(super) async fn partitions(
     tx: &mut TenantTransaction,
     tenant: TenantId,
     namespace: Option<NamespaceId>,
@@ -345,28 +299,12 @@ const PURGE_NAMESPACE: [&str; 9] = [
      where tenant_id = $1",
 ];
 
-/// Everything of a tenant but its audit log and the job that deletes it.
-const PURGE_TENANT: [(&str, &str); 12] = [
-    (
-        "job",
-        "delete from job where tenant_id = $1 and job_id in (
-             select job_id from job where tenant_id = $1 and kind <> 'purge_tenant' order by job_id for update)",
-    ),
-    ("idempotency", "delete from idempotency where tenant_id = $1"),
-    ("chunk_mention", "delete from chunk_mention where tenant_id = $1"),
-    ("chunk_embedding", "delete from chunk_embedding where tenant_id = $1"),
-    ("chunk", "delete from chunk where tenant_id = $1"),
-    ("document_version", "delete from document_version where tenant_id = $1"),
-    ("document", "delete from document where tenant_id = $1"),
-    ("term_frequency", "delete from term_frequency where tenant_id = $1"),
-    ("outbox", "delete from outbox where tenant_id = $1"),
-    ("consumer", "delete from consumer where tenant_id = $1"),
-    ("namespace", "delete from namespace where tenant_id = $1"),
-    ("tenant_usage", "delete from tenant_usage where tenant_id = $1"),
-];
-
+/// The server's timeline where it is asked for ($4): what comes from a replica has to be of the same.
 pub(super) const NAMESPACE_TERMS: &str =
-    "select n.namespace_id, n.model_id, n.building, n.seq, n.chunks, f.terms, f.counts
+    "select n.namespace_id, n.model_id, n.building, n.seq, n.chunks, f.terms, f.counts,
+         case when $4 and not pg_is_in_recovery()
+             then ('x' || lpad(left(pg_walfile_name(pg_current_wal_lsn()), 8), 16, '0'))::bit(64)::bigint
+         end as timeline
      from namespace n left join lateral (
          select array_agg(f.term) as terms, array_agg(f.chunks) as counts from unnest($3) as wanted(term)
          cross join lateral (

@@ -1,4 +1,5 @@
-//! Files that no row names: found by comparing what is on disk with what the database says, and removed.
+//! Files and indexes that no row names: found by comparing what each store holds with what the database says, and
+//! removed. A store that is away holds up none of the others.
 //!
 //! **Invariant:** a file is removed only when the tenant's own rows, read after it was found, do not name it.
 
@@ -11,70 +12,147 @@ use super::error::failed;
 use crate::domain::ids::{NamespaceId, TenantId};
 use crate::store::error::StoreError;
 use crate::store::handles::{Stores, TenantReader, TenantWriter};
+use crate::store::partition::Partition;
 
 /// Uploads that are compared with the database in one statement.
 const PAGE: usize = 1000;
 
-/// What a sweep removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a sweep found or removed.
+#[derive(Debug, Default)]
 pub struct Orphans {
     /// Uploaded files.
     pub uploads: u64,
     /// Indexes of namespaces that are gone.
     pub indexes: u64,
+    /// Why not all of them are known; what is left is found again.
+    pub failed: Vec<StoreError>,
+}
+
+/// Whether what is found goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It is counted and goes.
+    Removed,
+    /// It is counted and stays.
+    Kept,
 }
 
 impl Stores {
-    /// Tenants of which there are uploads or indexes on this machine.
-    ///
-    /// # Errors
-    /// `Unavailable` when the folders cannot be read.
-    pub async fn tenants_on_disk(&self) -> Result<BTreeSet<TenantId>, StoreError> {
-        let mut tenants: BTreeSet<TenantId> = self.inner.vectors.tenants().await?.into_iter().collect();
-        tenants.extend(self.inner.uploads.tenants().await?);
-        Ok(tenants)
+    /// Tenants of which there are uploads or indexes, as far as the stores tell, and why one does not.
+    pub async fn tenants_on_disk(&self) -> (BTreeSet<TenantId>, Vec<StoreError>) {
+        let inner = &self.inner;
+        let mut told = vec![inner.uploads.tenants().await, inner.vectors.tenants().await];
+        if let Some(graph) = &inner.graph {
+            told.push(graph.tenants().await);
+        }
+        let (mut tenants, mut failed) = (BTreeSet::new(), Vec::new());
+        for told in told {
+            match told {
+                Ok(list) => tenants.extend(list),
+                Err(error) => failed.push(error),
+            }
+        }
+        (tenants, failed)
     }
 }
 
 impl TenantWriter {
-    /// Removes the tenant's uploads that were written before `before` and that no row names, and its indexes of
-    /// namespaces that are gone.
-    ///
-    /// # Errors
-    /// `Unavailable` or `Timeout`; what is left is found again.
-    pub async fn orphans_remove(&self, before: DateTime<Utc>) -> Result<Orphans, StoreError> {
-        self.orphans(before, true).await
+    /// Removes what each index holds of a namespace that is gone, whatever becomes of the other; returns which were
+    /// away.
+    pub(super) async fn indexes_remove(
+        &self,
+        namespace: NamespaceId,
+        partitions: &[Partition],
+    ) -> Result<Vec<&'static str>, StoreError> {
+        let (tenant, inner) = (self.scope.tenant(), &self.stores.inner);
+        let vectors = async {
+            for partition in partitions {
+                inner.vectors.remove(partition).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        let mut done = vec![(inner.vectors.name(), vectors.await)];
+        if let Some(graph) = &inner.graph {
+            done.push((graph.name(), graph.remove(tenant, namespace).await.map(drop)));
+        }
+        let mut later = Vec::new();
+        for (index, removed) in done {
+            match removed {
+                Err(error) if error.kind.is_outage() => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(%tenant, %namespace, index, error, "what it holds of a deleted namespace is swept later");
+                    later.push(index);
+                }
+                removed => removed?,
+            }
+        }
+        Ok(later)
     }
 
-    /// Counts them, and removes them if asked to.
-    pub(super) async fn orphans(&self, before: DateTime<Utc>, remove: bool) -> Result<Orphans, StoreError> {
-        let inner = &self.stores.inner;
-        let tenant = self.scope.tenant();
+    /// Removes the tenant's uploads that were written before `before` and that no row names, and its indexes of
+    /// namespaces that are gone.
+    pub async fn orphans_remove(&self, before: DateTime<Utc>) -> Orphans {
+        self.orphans(before, Found::Removed).await
+    }
+
+    /// Looks for them in each store.
+    pub(super) async fn orphans(&self, before: DateTime<Utc>, found: Found) -> Orphans {
         let mut orphans = Orphans::default();
-        for namespace in inner.uploads.namespaces(tenant).await? {
-            let files = inner.uploads.older(tenant, namespace, before).await?;
+        let uploads = self.stray_uploads(before, found, &mut orphans.uploads).await;
+        let vectors = self.stray_vectors(found, &mut orphans.indexes).await;
+        let graphs = self.stray_graphs(found, &mut orphans.indexes).await;
+        orphans.failed = [uploads, vectors, graphs].into_iter().filter_map(Result::err).collect();
+        orphans
+    }
+
+    async fn stray_uploads(
+        &self,
+        before: DateTime<Utc>,
+        found: Found,
+        count: &mut u64,
+    ) -> Result<(), StoreError> {
+        let (tenant, uploads) = (self.scope.tenant(), &self.stores.inner.uploads);
+        for namespace in uploads.namespaces(tenant).await? {
+            let files = uploads.older(tenant, namespace, before).await?;
             for page in files.chunks(PAGE) {
-                let uploads: Vec<Uuid> = page.iter().map(|file| file.upload).collect();
-                let named: BTreeSet<Uuid> =
-                    self.uploads_named(namespace, &uploads).await?.into_iter().collect();
+                let ids: Vec<Uuid> = page.iter().map(|file| file.upload).collect();
+                let named: BTreeSet<Uuid> = self.uploads_named(namespace, &ids).await?.into_iter().collect();
                 for file in page.iter().filter(|file| file.unfinished || !named.contains(&file.upload)) {
-                    if remove {
-                        inner.uploads.remove_file(file).await?;
+                    if found == Found::Removed {
+                        uploads.remove_file(file).await?;
                     }
-                    orphans.uploads += 1;
+                    *count += 1;
                 }
             }
         }
-        for partition in inner.vectors.partitions(tenant).await? {
+        Ok(())
+    }
+
+    async fn stray_vectors(&self, found: Found, count: &mut u64) -> Result<(), StoreError> {
+        let vectors = &self.stores.inner.vectors;
+        for partition in vectors.partitions(self.scope.tenant()).await? {
             // Identifiers are never reused: one that is not there now never will be.
             if self.corpus_get_by_id(partition.namespace()).await?.is_none() {
-                if remove {
-                    inner.vectors.remove(&partition).await?;
+                if found == Found::Removed {
+                    vectors.remove(&partition).await?;
                 }
-                orphans.indexes += 1;
+                *count += 1;
             }
         }
-        Ok(orphans)
+        Ok(())
+    }
+
+    async fn stray_graphs(&self, found: Found, count: &mut u64) -> Result<(), StoreError> {
+        let (tenant, Some(graph)) = (self.scope.tenant(), &self.stores.inner.graph) else { return Ok(()) };
+        for namespace in graph.namespaces(tenant).await? {
+            if self.corpus_get_by_id(namespace).await?.is_none() {
+                if found == Found::Removed {
+                    graph.remove(tenant, namespace).await?;
+                }
+                *count += 1;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -9,14 +9,17 @@
 //! can be in it; nobody but the backup is granted anything on it. Rows are reached through `chunk_embedding`.
 //! **Invariant:** no index covers vectors of two namespaces but the shared leaf's, which are B-trees.
 
+mod renew;
+
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _};
 use uuid::Uuid;
 
 use super::Postgres;
 use super::error::failed;
+use super::transaction::Plans;
 use crate::domain::ids::{ModelId, NamespaceId, TenantId};
 use crate::store::error::StoreError;
 use crate::store::handles::Stores;
@@ -38,7 +41,7 @@ pub struct VectorSettings {
 
 impl Default for VectorSettings {
     fn default() -> Self {
-        Self { own_partition_from_chunks: 20_000, hnsw_candidates: 400, move_rows: 1000, sweep_seconds: 15 }
+        Self { own_partition_from_chunks: 100_000, hnsw_candidates: 400, move_rows: 1000, sweep_seconds: 15 }
     }
 }
 
@@ -226,8 +229,7 @@ struct Owner {
 
 impl Owner {
     async fn connect(postgres: &Postgres) -> Result<Self, StoreError> {
-        let options: &PgConnectOptions = &postgres.owner;
-        let connection = options.connect().await.map_err(failed("owner.connect"))?;
+        let connection = postgres.owner().await.map_err(failed("owner.connect"))?;
         Ok(Self { connection })
     }
 
@@ -426,9 +428,13 @@ impl Owner {
 }
 
 impl Postgres {
-    /// Whether a namespace of so many chunks is searched through an index of its own, once it has one.
-    pub(super) fn is_large(&self, chunks: u64) -> bool {
-        chunks >= self.vectors.own_partition_from_chunks
+    /// How a namespace of so many chunks is searched: a large one through a graph of its own, once it has one.
+    pub(super) fn search_plans(&self, chunks: u64) -> Plans {
+        if chunks >= self.vectors.own_partition_from_chunks {
+            Plans::Graph { candidates: self.vectors.hnsw_candidates }
+        } else {
+            Plans::Usual
+        }
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::sync::Cache;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, PgPool};
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Semaphore;
 
-use super::prepared::preparation;
+use super::connections::{Opening, Planned, Ready};
+use super::primary::Primary;
+use super::session::{Pooling, RolePool};
 use crate::domain::ids::TenantId;
 
 /// Sizes and waits of the pools.
@@ -43,22 +45,27 @@ pub struct RoleAddresses {
     pub control: PgConnectOptions,
 }
 
+/// How the database is reached.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// Its addresses on the server that is the primary.
+    pub primary: RoleAddresses,
+    /// Those on the other servers that may become it.
+    pub others: Vec<RoleAddresses>,
+    /// To whom the sessions behind them belong, but for the owner's, which goes around every pooler.
+    pub pooling: Pooling,
+    /// The app role's address on a server that follows the primary, to read there.
+    pub replica: Option<PgConnectOptions>,
+}
+
+impl From<&RoleAddresses> for Reach {
+    fn from(addresses: &RoleAddresses) -> Self {
+        Self { primary: addresses.clone(), others: Vec::new(), pooling: Pooling::Session, replica: None }
+    }
+}
+
 /// Connections for the audit log: one writer of two chains at a time, or a reader beside it.
 const AUDIT_CONNECTIONS: u32 = 2;
-
-/// How statements on tenant data and on the queue are planned. Each tenant is estimated as if it owned everything
-/// (docs/decisions/a-tenant-may-own-everything.md), which must not make one that owns little read the rows of all, nor
-/// take a second process for a question.
-const PLANS: [(&str, &str); 3] =
-    [("enable_seqscan", "off"), ("max_parallel_workers_per_gather", "0"), ("jit", "off")];
-
-/// For how long a connection may rest until it is asked whether it is alive before anybody is given it. Its database may
-/// have left meanwhile, which must not cost a caller an answer: shorter than PostgreSQL takes to be there again, so that
-/// no connection of before is given out unasked. While the server is busy, nobody waits for the question.
-const RESTED: Duration = Duration::from_millis(100);
-
-/// Statements that a connection keeps prepared.
-const STATEMENTS: usize = 256;
 
 /// What a transaction is for, which decides its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +76,7 @@ pub(in crate::store) enum Lane {
     Ingest,
     /// A tenant's audit log, which must not wait behind any of them.
     Audit,
-    /// The deployment's audit log.
+    /// What operators decide, and the deployment's audit log.
     Deployment,
 }
 
@@ -77,24 +84,28 @@ pub(in crate::store) enum Lane {
 #[derive(Clone)]
 pub(in crate::store) struct TenantPool {
     pub(super) pool: PgPool,
+    pub(super) pooling: Pooling,
+    pub(super) primary: Option<Arc<Primary>>,
+    /// Columns of a `select` by which a transaction sets what its session was not opened with.
+    pub(super) session_settings: String,
     pub(super) wait: Duration,
     shares: Cache<TenantId, Arc<Semaphore>>,
     share: usize,
 }
 
 impl TenantPool {
-    fn new(options: PgConnectOptions, connections: u32, share: u32, wait: Duration) -> Self {
-        let prepared = options_of(connections, wait).after_connect(|connection, _| {
-            Box::pin(async move {
-                sqlx::raw_sql(AssertSqlSafe(preparation())).execute(connection).await.map(drop)
-            })
-        });
-        Self::over(prepared.connect_lazy_with(options.statement_cache_capacity(STATEMENTS)), share, wait)
-    }
-
-    fn over(pool: PgPool, share: u32, wait: Duration) -> Self {
+    pub(super) fn over(
+        pool: PgPool,
+        opening: &Opening,
+        planned: Planned,
+        share: u32,
+        wait: Duration,
+    ) -> Self {
         Self {
             pool,
+            pooling: opening.pooling(),
+            primary: opening.primary().cloned(),
+            session_settings: planned.per_transaction(opening.pooling()),
             wait,
             shares: Cache::builder().max_capacity(100_000).time_to_idle(Duration::from_mins(10)).build(),
             share: usize::try_from(share).unwrap_or(1).max(1),
@@ -132,40 +143,60 @@ pub struct PoolUse {
 }
 
 /// All pools of a server.
-#[derive(Clone)]
 pub(in crate::store) struct Pools {
     pub(super) query: TenantPool,
     pub(super) ingest: TenantPool,
     pub(super) audit: TenantPool,
     pub(super) deployment: TenantPool,
-    pub(super) auth: PgPool,
-    pub(super) dispatch: PgPool,
-    pub(super) control: PgPool,
+    pub(super) auth: RolePool,
+    pub(super) dispatch: RolePool,
+    pub(super) control: RolePool,
+    pub(super) opening: Opening,
 }
 
 impl Pools {
-    pub(in crate::store) fn new(addresses: &RoleAddresses, settings: &PoolSettings) -> Self {
+    /// Pools that follow the primary, if there are several servers and no pooler before them.
+    pub(super) fn new(reach: &Reach, primary: Option<&Arc<Primary>>, settings: &PoolSettings) -> Self {
+        let (addresses, opening) = (&reach.primary, Opening::new(reach.pooling, primary));
         let wait = Duration::from_millis(settings.acquire_timeout_ms);
-        let app = addresses.app.clone().options(PLANS);
-        let control = pool(addresses.control.clone(), 3, Duration::from_secs(10));
+        let (rarely, patiently) = (Duration::from_secs(10), Duration::from_secs(30));
+        let tenants = |connections, share, wait, ready| {
+            let address = opening.address(&addresses.app, Planned::ByTenant);
+            let pool = opening.options(connections, wait, ready).connect_lazy_with(address);
+            TenantPool::over(pool, &opening, Planned::ByTenant, share, wait)
+        };
+        let roles = |address, connections, wait, planned| {
+            let address = opening.address(address, planned);
+            let pool = opening.options(connections, wait, Ready::AtOnce).connect_lazy_with(address);
+            RolePool::new(pool, opening.pooling(), &planned.per_transaction(opening.pooling()))
+        };
+        let control = roles(&addresses.control, 3, rarely, Planned::Usually);
+        let PoolSettings { query_connections, ingest_connections, .. } = *settings;
+        let PoolSettings { tenant_query_connections, tenant_ingest_connections, .. } = *settings;
         Self {
-            audit: TenantPool::over(pool(app.clone(), AUDIT_CONNECTIONS, wait), AUDIT_CONNECTIONS, wait),
-            deployment: TenantPool::over(control.clone(), 1, Duration::from_secs(10)),
-            query: TenantPool::new(
-                app.clone(),
-                settings.query_connections,
-                settings.tenant_query_connections,
-                wait,
-            ),
-            ingest: TenantPool::new(
-                app,
-                settings.ingest_connections,
-                settings.tenant_ingest_connections,
-                Duration::from_secs(30),
-            ),
-            auth: pool(addresses.auth.clone(), 3, wait),
-            dispatch: pool(addresses.dispatch.clone().options(PLANS), 2, Duration::from_secs(10)),
+            query: tenants(query_connections, tenant_query_connections, wait, Ready::ForCalls),
+            ingest: tenants(ingest_connections, tenant_ingest_connections, patiently, Ready::ForCalls),
+            audit: tenants(AUDIT_CONNECTIONS, AUDIT_CONNECTIONS, wait, Ready::AtOnce),
+            deployment: TenantPool::over(control.pool.clone(), &opening, Planned::Usually, 1, rarely),
+            auth: roles(&addresses.auth, 3, wait, Planned::Usually),
+            dispatch: roles(&addresses.dispatch, 2, rarely, Planned::ByTenant),
             control,
+            opening: opening.clone(),
+        }
+    }
+
+    /// Connections that are opened from now on are to another server.
+    pub(super) fn connect_to(&self, addresses: &RoleAddresses) {
+        let app = self.opening.address(&addresses.app, Planned::ByTenant);
+        for pool in [&self.query.pool, &self.ingest.pool, &self.audit.pool] {
+            pool.set_connect_options(app.clone());
+        }
+        for (pool, address, planned) in [
+            (&self.auth, &addresses.auth, Planned::Usually),
+            (&self.dispatch, &addresses.dispatch, Planned::ByTenant),
+            (&self.control, &addresses.control, Planned::Usually),
+        ] {
+            pool.pool.set_connect_options(self.opening.address(address, planned));
         }
     }
 
@@ -175,9 +206,9 @@ impl Pools {
             ("query", &self.query.pool),
             ("ingest", &self.ingest.pool),
             ("audit", &self.audit.pool),
-            ("auth", &self.auth),
-            ("dispatch", &self.dispatch),
-            ("control", &self.control),
+            ("auth", &self.auth.pool),
+            ("dispatch", &self.dispatch.pool),
+            ("control", &self.control.pool),
         ]
         .map(|(name, pool)| {
             let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
@@ -202,42 +233,12 @@ impl Pools {
                 &self.query.pool,
                 &self.ingest.pool,
                 &self.audit.pool,
-                &self.auth,
-                &self.dispatch,
-                &self.control,
+                &self.auth.pool,
+                &self.dispatch.pool,
+                &self.control.pool,
             ]
             .map(sqlx::Pool::close),
         )
         .await;
     }
-}
-
-/// A lazy pool whose connections are clean when they go back: one that is still inside a transaction,
-/// or that cannot tell, is closed instead.
-fn pool(options: PgConnectOptions, connections: u32, wait: Duration) -> PgPool {
-    options_of(connections, wait).connect_lazy_with(options.statement_cache_capacity(STATEMENTS))
-}
-
-fn options_of(connections: u32, wait: Duration) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(wait)
-        .idle_timeout(Duration::from_mins(5))
-        .test_before_acquire(false)
-        .before_acquire(|connection, about| {
-            Box::pin(async move {
-                if about.idle_for >= RESTED {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_release(|connection, _| {
-            Box::pin(async move {
-                let clean = sqlx::query_scalar::<_, bool>(
-                    "select coalesce(current_setting('bulkhead.tenant', true), '') = ''",
-                );
-                clean.fetch_one(connection).await
-            })
-        })
 }

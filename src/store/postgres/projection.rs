@@ -231,7 +231,7 @@ impl Corpus {
     }
 
     /// Registers how far a consumer has come, and forgets the history that all have passed.
-    async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
+    pub(in crate::store) async fn consumer_pass(&self, consumer: &str, seq: Seq) -> Result<(), StoreError> {
         let now = self.reader.postgres().clock.now();
         let mut tx = self.reader.begin().await?;
         // The share lock waits for a deletion of the namespace, which would not see this row.
@@ -261,6 +261,23 @@ impl Corpus {
         .execute(&mut *tx)
         .await
         .map_err(failed("consumer.pass"))?;
+        tx.commit().await
+    }
+
+    /// Forgets a consumer, which needs no history any more.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`.
+    pub async fn consumer_release(&self, consumer: &str) -> Result<(), StoreError> {
+        const OPERATION: &str = "consumer.release";
+        let mut tx = self.reader.begin().await?;
+        sqlx::query("delete from consumer where tenant_id = $1 and namespace_id = $2 and consumer = $3")
+            .bind(self.partition.tenant().0)
+            .bind(self.partition.namespace().0)
+            .bind(consumer)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(OPERATION))?;
         tx.commit().await
     }
 

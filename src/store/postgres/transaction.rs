@@ -1,18 +1,22 @@
 //! The one constructor of a transaction on tenant data.
 //!
-//! **Invariant:** a statement on tenant data runs only inside a transaction whose tenant was set with it.
+//! **Invariant:** a statement on tenant data runs only inside a transaction whose tenant was set with it, and stays that
+//! tenant's: it can turn to the deployment's own rows, and from there to nobody's.
 //! **Invariant:** a cancelled caller never leaves a transaction open on a connection that goes back.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Either, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Either, PgPool, Postgres, Transaction};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::failed;
 use super::pools::TenantPool;
 use super::prepared::Call;
+use super::primary::Primary;
+use super::session::Session;
 use crate::domain::ids::TenantId;
 use crate::store::error::{ErrorKind, StoreError};
 
@@ -33,7 +37,9 @@ pub(in crate::store) enum Plans {
 /// A transaction in which row-level security shows one tenant. Dropped without [`TenantTransaction::commit`],
 /// it is rolled back.
 pub(in crate::store) struct TenantTransaction {
-    inner: Transaction<'static, Postgres>,
+    session: Session,
+    /// Where there are several servers, how often the primary had been another one.
+    primary: Option<(Arc<Primary>, u64)>,
     _share: OwnedSemaphorePermit,
 }
 
@@ -49,17 +55,52 @@ impl TenantTransaction {
     ) -> Result<Self, StoreError> {
         const OPERATION: &str = "transaction.begin";
         let share = share(pool, tenant).await?;
-        let pool = pool.pool.clone();
-        let begin = opening(tenant, plans);
-        let task = tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(begin)).await });
-        let inner = task.await.map_err(died(OPERATION))?.map_err(failed(OPERATION))?;
-        Ok(Self { inner, _share: share })
+        let begin = opening(pool, tenant, plans);
+        let primary = pool.primary.clone().map(|primary| (Arc::clone(&primary), primary.changes()));
+        let inner = begun(pool.pool.clone(), begin).await.map_err(died(OPERATION))?;
+        let session = Session::new(inner.map_err(failed(OPERATION))?, pool.pooling);
+        Ok(Self { session, primary, _share: share })
     }
 
-    /// Commits.
-    pub(in crate::store) async fn commit(self) -> Result<(), StoreError> {
-        self.inner.commit().await.map_err(failed("transaction.commit"))
+    /// Has what follows planned like this.
+    pub(in crate::store) async fn plan(&mut self, plans: Plans) -> Result<(), StoreError> {
+        let settings = settings(plans);
+        if settings.is_empty() {
+            return Ok(());
+        }
+        let set = format!("select {}", settings.trim_start_matches(", "));
+        sqlx::raw_sql(AssertSqlSafe(set))
+            .execute(&mut self.session)
+            .await
+            .map_err(failed("transaction.plan"))?;
+        Ok(())
     }
+
+    /// Shows the deployment's own rows from here on, and the tenant's no more. There is no way to another tenant.
+    pub(super) async fn show_deployment(&mut self) -> Result<(), StoreError> {
+        sqlx::query("select set_config('bulkhead.tenant', '00000000-0000-0000-0000-000000000000', true)")
+            .execute(&mut self.session)
+            .await
+            .map_err(failed("transaction.show"))?;
+        Ok(())
+    }
+
+    /// Commits; not on a server that is no primary any more.
+    pub(in crate::store) async fn commit(self) -> Result<(), StoreError> {
+        if self.primary.is_some_and(|(primary, changes)| primary.changes() != changes) {
+            let words = "the primary is another server by now";
+            return Err(StoreError::new(ErrorKind::Unavailable, "postgres", "transaction.commit", words));
+        }
+        self.session.commit().await.map_err(failed("transaction.commit"))
+    }
+}
+
+/// Begins with this message, in a task of its own.
+pub(super) async fn begun(
+    pool: PgPool,
+    message: String,
+) -> Result<Result<Transaction<'static, Postgres>, sqlx::Error>, tokio::task::JoinError> {
+    tokio::task::spawn(async move { pool.begin_with(AssertSqlSafe(message)).await }).await
 }
 
 /// Has prepared statements read in a transaction of their own, all of it in one message. The rows of each, as text.
@@ -73,13 +114,24 @@ pub(super) async fn read(
     operation: &'static str,
 ) -> Result<Vec<Vec<PgRow>>, StoreError> {
     let share = share(pool, tenant).await?;
-    let pool = pool.pool.clone();
-    let mut message = opening(tenant, Plans::Usual);
+    read_holding(share, pool, tenant, calls, operation).await
+}
+
+/// The same with a place among the tenant's connections that was found before.
+pub(super) async fn read_holding(
+    share: OwnedSemaphorePermit,
+    pool: &TenantPool,
+    tenant: TenantId,
+    calls: &[Call<'_>],
+    operation: &'static str,
+) -> Result<Vec<Vec<PgRow>>, StoreError> {
+    let mut message = opening(pool, tenant, Plans::Usual);
     for call in calls {
         message.push_str("; ");
-        call.write(&mut message);
+        call.write(&mut message, pool.pooling);
     }
     message.push_str("; commit");
+    let pool = pool.pool.clone();
     let task = tokio::task::spawn(async move {
         let _share = share;
         answered(&pool, message).await
@@ -127,8 +179,17 @@ async fn share(pool: &TenantPool, tenant: TenantId) -> Result<OwnedSemaphorePerm
 }
 
 /// Begins, and sets tenant and application name. A uuid has no character that could end the literal.
-fn opening(tenant: TenantId, plans: Plans) -> String {
-    let plans = match plans {
+fn opening(pool: &TenantPool, tenant: TenantId, plans: Plans) -> String {
+    let (session, plans) = (&pool.session_settings, settings(plans));
+    format!(
+        "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
+         set_config('application_name', 'bulkhead {tenant}', true){session}{plans}"
+    )
+}
+
+/// What is set for these plans, each setting behind a comma.
+fn settings(plans: Plans) -> String {
+    match plans {
         Plans::Usual => String::new(),
         Plans::Graph { candidates } => format!(
             ", set_config('plan_cache_mode', 'force_custom_plan', true), \
@@ -136,11 +197,7 @@ fn opening(tenant: TenantId, plans: Plans) -> String {
              set_config('hnsw.ef_search', '{candidates}', true), \
              set_config('hnsw.iterative_scan', 'strict_order', true)"
         ),
-    };
-    format!(
-        "begin; select set_config('bulkhead.tenant', '{tenant}', true), \
-         set_config('application_name', 'bulkhead {tenant}', true){plans}"
-    )
+    }
 }
 
 fn died(operation: &'static str) -> impl FnOnce(tokio::task::JoinError) -> StoreError {
@@ -150,15 +207,15 @@ fn died(operation: &'static str) -> impl FnOnce(tokio::task::JoinError) -> Store
 }
 
 impl Deref for TenantTransaction {
-    type Target = PgConnection;
+    type Target = Session;
 
-    fn deref(&self) -> &PgConnection {
-        &self.inner
+    fn deref(&self) -> &Session {
+        &self.session
     }
 }
 
 impl DerefMut for TenantTransaction {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.inner
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
     }
 }

@@ -1,15 +1,14 @@
 //! What a tenant keeps, counted in the transaction that changes it.
 //!
-//! **Invariant:** a tenant's row is the last that a transaction locks, so that nobody waits for it while others
-//! wait for him; under that lock a limit is compared with what is, and two writers cannot both take the last place.
+//! **Invariant:** a tenant's row is the last that a transaction locks, but for the heads of its audit log, so that nobody
+//! waits for it while others wait for him; under that lock a limit is compared with what is, and two writers cannot both take the last place.
 
 use std::collections::HashMap;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::error::failed;
-use super::pools::Lane;
+use super::session::Session;
 use super::transaction::TenantTransaction;
 use crate::domain::ids::TenantId;
 use crate::domain::limits::Limits;
@@ -64,7 +63,7 @@ fn bound(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<Usage, StoreError> {
+async fn read(session: &mut Session, tenant: TenantId) -> Result<Usage, StoreError> {
     let (documents, bytes, queued_jobs, running_jobs) = sqlx::query_as(
         "select coalesce(u.documents, 0), coalesce(u.bytes, 0), j.queued, j.running
          from (select count(*) filter (where state = 'queued') as queued,
@@ -73,7 +72,7 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<Usage, 
          left join tenant_usage u on u.tenant_id = $1",
     )
     .bind(tenant.0)
-    .fetch_one(connection)
+    .fetch_one(session)
     .await
     .map_err(failed("usage.get"))?;
     Ok(Usage { documents, bytes, queued_jobs, running_jobs })
@@ -102,10 +101,8 @@ impl Stores {
         _operator: &OperatorScope,
         tenant: TenantId,
     ) -> Result<Usage, StoreError> {
-        let mut tx = self.postgres().begin(Lane::Deployment, tenant).await?;
-        let usage = read(&mut tx, tenant).await?;
-        tx.commit().await?;
-        Ok(usage)
+        let mut tx = self.postgres().control(Some(tenant)).await?;
+        read(&mut tx, tenant).await
     }
 }
 

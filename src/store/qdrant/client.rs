@@ -26,6 +26,7 @@ use crate::domain::clock::Clock;
 use crate::domain::ids::TenantId;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::layers::Layers;
+use crate::store::partition::Partition;
 
 /// A token is not used for the last part of its life: it might end on the way.
 const SPARE: chrono::Duration = chrono::Duration::seconds(30);
@@ -128,10 +129,12 @@ impl Points<'_> {
         self.name.as_str().to_owned()
     }
 
-    /// Writes points, where nothing with the same or a later stamp is. `None`: there is no collection.
+    /// Writes points of a partition, where nothing is that has the same or a later stamp or is tagged with another
+    /// partition. `None`: there is no collection.
     pub(super) async fn upsert(
         &self,
         operation: &'static str,
+        partition: &Partition,
         points: &[PointStruct],
         stamp: Stamp,
     ) -> Result<Option<()>, StoreError> {
@@ -140,7 +143,7 @@ impl Points<'_> {
                 collection_name: self.name(),
                 wait: Some(true),
                 points: points.to_vec(),
-                update_filter: Some(wire::earlier(stamp)),
+                update_filter: Some(wire::earlier(partition, stamp)),
                 ..UpsertPoints::default()
             };
             client.upsert_points(request).await

@@ -12,7 +12,7 @@ use super::fault::{BACKEND, damaged, vanished};
 use super::lane::{Lane, Lanes};
 use super::name::NameKey;
 use super::provisioner::{Making, Provisioner};
-use super::registry::{Collection, Registry};
+use super::registry::{Collection, Hold, Registry};
 use super::settings::QdrantSettings;
 use super::wire::{self, Head, Stamp};
 use crate::domain::Seq;
@@ -21,10 +21,9 @@ use crate::domain::ids::{IdSource, ModelId, TenantId};
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::layers::{Calls, Layers};
 use crate::store::partition::Partition;
+use crate::store::placement::Placement;
 use crate::store::qdrant_edge::EdgeSettings;
 
-/// Registered collections that are remembered; beyond it the database is asked again.
-const REMEMBERED: u64 = 100_000;
 /// How often at most a generation's number is drawn.
 const DRAWS: usize = 3;
 
@@ -52,15 +51,17 @@ pub struct QdrantIndex {
 
 pub(super) struct Inner {
     pub(super) registry: Arc<dyn Registry>,
-    names: NameKey,
-    pub(super) provisioner: Provisioner,
-    clients: Clients,
+    /// As what it writes the collections that are registered there.
+    pub(super) hold: Hold,
+    pub(super) names: NameKey,
+    pub(super) provisioner: Arc<Provisioner>,
+    pub(super) clients: Arc<Clients>,
     pub(super) lanes: Lanes,
-    homes: Cache<(TenantId, ModelId), Collection>,
+    pub(super) homes: Cache<(TenantId, ModelId), Collection>,
     pub(super) settings: QdrantSettings,
     pub(super) hnsw_candidates: usize,
     pub(super) clock: Arc<dyn Clock>,
-    ids: Arc<dyn IdSource>,
+    pub(super) ids: Arc<dyn IdSource>,
     #[cfg(any(test, feature = "laboratory"))]
     pub(super) filter_off: std::sync::atomic::AtomicBool,
 }
@@ -98,12 +99,13 @@ impl QdrantIndex {
         let life = Duration::from_secs(settings.token_seconds);
         let inner = Inner {
             registry,
+            hold: Hold::Served,
             names,
             // Made with a collection's files, which takes longer than other calls.
-            provisioner: Provisioner::new(bare.clone(), key, making, layers.within(4 * deadline)),
-            clients: Clients::new(bare, settings.clients, life, layers, Arc::clone(&clock)),
-            lanes: Lanes::default(),
-            homes: Cache::new(REMEMBERED),
+            provisioner: Arc::new(Provisioner::new(bare.clone(), key, making, layers.within(4 * deadline))),
+            clients: Arc::new(Clients::new(bare, settings.clients, life, layers, Arc::clone(&clock))),
+            lanes: Lanes::new(settings.partitions),
+            homes: Cache::new(settings.partitions as u64),
             hnsw_candidates: shards.hnsw_candidates,
             settings,
             clock,
@@ -121,9 +123,19 @@ impl Inner {
         self.clock.now().timestamp()
     }
 
+    /// For how long what is left behind stays, seconds.
+    pub(super) fn purge_after(&self) -> i64 {
+        i64::try_from(self.settings.purge_after_seconds).unwrap_or(i64::MAX)
+    }
+
     /// When what is left behind now may be purged, seconds of Unix time.
     pub(super) fn purge_time(&self) -> i64 {
-        self.now().saturating_add(i64::try_from(self.settings.purge_after_seconds).unwrap_or(i64::MAX))
+        self.now().saturating_add(self.purge_after())
+    }
+
+    /// The last moment at which what may be purged now was left behind, seconds of Unix time.
+    pub(super) fn purge_before(&self) -> i64 {
+        self.now().saturating_sub(self.purge_after())
     }
 
     /// The points of a collection, for its tenant.
@@ -160,15 +172,54 @@ impl Inner {
         let registered = if let Some(home) = self.registry.get(partition).await? {
             home
         } else {
-            let name = self.names.name(partition.tenant(), partition.model(), self.ids.uuid());
-            self.registry.register(partition, &Collection { name, dimension }).await?
+            let placement = self.placement(partition.tenant()).await?;
+            self.registry.register(partition, &self.fresh(partition, placement, dimension)).await?
         };
         self.provisioner.create(partition.tenant(), &registered).await?;
         self.homes.insert((partition.tenant(), partition.model().clone()), registered.clone());
         Ok(registered)
     }
 
-    /// What is served of the partition, as the server has it; `None` when there is nothing.
+    /// Where a tenant without a collection is put. Servers that decide at the same moment may go beyond the ceiling by
+    /// as many as they are.
+    async fn placement(&self, tenant: TenantId) -> Result<Placement, StoreError> {
+        if let Some(chosen) = self.registry.chosen(tenant).await? {
+            return Ok(chosen);
+        }
+        let is_full = self.registry.owned().await? >= self.settings.collections;
+        Ok(if is_full { Placement::Shared } else { Placement::Own })
+    }
+
+    /// A collection that could be registered for the partition's tenant and model.
+    pub(super) fn fresh(&self, partition: &Partition, placement: Placement, dimension: usize) -> Collection {
+        let name = match placement {
+            Placement::Own => self.names.name(partition.tenant(), partition.model(), self.ids.uuid()),
+            Placement::Shared => self.names.shared(partition.model()),
+        };
+        Collection { name, dimension, placement }
+    }
+
+    /// The partition's collection and what is served of it there. One that is remembered and has nothing of the
+    /// partition may be the one that its tenant was moved away from, so the registry is asked again.
+    pub(super) async fn served(
+        &self,
+        partition: &Partition,
+        lane: &Lane,
+        operation: &'static str,
+    ) -> Result<(Option<Collection>, Option<Head>), StoreError> {
+        let key = (partition.tenant(), partition.model().clone());
+        if let Some(home) = self.homes.get(&key) {
+            if let Some(head) = self.read_head(partition, &home, lane, operation).await? {
+                return Ok((Some(home), Some(head)));
+            }
+            self.forget_home(partition, &home);
+        }
+        let Some(home) = self.home(partition).await? else { return Ok((None, None)) };
+        let head = self.read_head(partition, &home, lane, operation).await?;
+        Ok((Some(home), head))
+    }
+
+    /// What is served of the partition in a collection, as the server has it; `None` when there is nothing.
     pub(super) async fn read_head(
         &self,
         partition: &Partition,
@@ -176,13 +227,12 @@ impl Inner {
         lane: &Lane,
         operation: &'static str,
     ) -> Result<Option<Head>, StoreError> {
-        let id = wire::head_id(partition.namespace());
+        let id = wire::head_id(partition, home.placement);
         let point = self.points(partition, home).get(operation, &id).await?;
         let head = match point {
             Some(point) => {
-                let read = wire::read_head(&point.payload).filter(|(of, _)| *of == partition.namespace());
-                let unreadable = || damaged(operation, "the head of the partition cannot be read");
-                read.ok_or_else(unreadable)?.1
+                let unreadable = |_| damaged(operation, "the head of the partition cannot be read");
+                wire::head_of(partition, &point.payload).map_err(unreadable)?
             }
             None => None,
         };
@@ -199,8 +249,8 @@ impl Inner {
         head: Head,
         operation: &'static str,
     ) -> Result<(), StoreError> {
-        let point = [wire::head(partition, head, true)];
-        let written = self.points(partition, home).upsert(operation, &point, head.stamp).await?;
+        let point = [wire::head(partition, home.placement, head, true)];
+        let written = self.points(partition, home).upsert(operation, partition, &point, head.stamp).await?;
         if written.is_none() {
             self.forget_home(partition, home);
             return Err(vanished(operation));
@@ -213,7 +263,7 @@ impl Inner {
     }
 
     /// The number of a new generation, whose ids are not those of the one that is served. `None`: the collection is
-    /// not registered any more.
+    /// not what it was any more.
     pub(super) async fn next_generation(
         &self,
         partition: &Partition,
@@ -223,7 +273,7 @@ impl Inner {
     ) -> Result<Option<i64>, StoreError> {
         let served = served.map(|head| head.stamp.generation);
         for _ in 0..DRAWS {
-            let Some(drawn) = self.registry.next_generation(partition, &home.name).await? else {
+            let Some(drawn) = self.registry.next_generation(partition, &home.name, self.hold).await? else {
                 self.forget_home(partition, home);
                 return Ok(None);
             };
@@ -267,16 +317,16 @@ impl Inner {
         if lane.known().purge.is_none_or(|(first, _)| first > now) {
             return Ok(());
         }
-        let before = now.saturating_sub(i64::try_from(self.settings.purge_after_seconds).unwrap_or(i64::MAX));
+        let before = self.purge_before();
         let points = self.points(partition, home);
         points.delete(operation, &wire::gone_before(partition, before)).await?;
         if head.at <= before {
             points.delete(operation, &wire::before(partition, head.stamp.generation)).await?;
         } else {
             // Begun by an earlier process, perhaps.
-            lane.soil(head.at.saturating_add(now - before));
+            lane.soil(head.at.saturating_add(self.purge_after()));
         }
         lane.purged(now);
-        Ok(())
+        self.look_for_drafts(partition, home, lane, head, operation).await
     }
 }

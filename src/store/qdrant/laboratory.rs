@@ -32,6 +32,12 @@ impl QdrantIndex {
         Ok(home.name.as_str().to_owned())
     }
 
+    /// The name of the collection that tenants share, of a partition's model.
+    #[must_use]
+    pub fn laboratory_shared(&self, partition: &Partition) -> String {
+        self.inner.names.shared(partition.model()).as_str().to_owned()
+    }
+
     /// A token for a partition's collection.
     ///
     /// # Errors
@@ -65,7 +71,7 @@ impl QdrantIndex {
         let head = head.ok_or_else(|| vanished(OPERATION))?;
         let points = [wire::point(tag, &point, head.stamp)];
         let later = Stamp { seq: Seq(head.stamp.seq.0 + 1), ..head.stamp };
-        let written = inner.points(collection_of, &home).upsert(OPERATION, &points, later).await?;
+        let written = inner.points(collection_of, &home).upsert(OPERATION, tag, &points, later).await?;
         written.ok_or_else(|| vanished(OPERATION))
     }
 

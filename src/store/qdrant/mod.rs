@@ -1,8 +1,9 @@
 //! [`VectorIndex`] on a Qdrant server, by gRPC: a collection for each tenant and model, which holds the tenant's
-//! namespaces beside each other.
+//! namespaces beside each other; or, in the second placement, one collection for each model that tenants share.
 //!
 //! Layers of isolation here: a collection's name is a keyed hash; a token opens that one collection, for minutes; every
-//! search filters by tenant and namespace; and every hit carries the tag that it was written with.
+//! search and write filters by tenant and namespace; and every hit carries the tag that it was written with. In a
+//! shared collection a token reaches all its tenants: there filter, tag and what comes after are all there is.
 //!
 //! A change may be carried out after its caller gave up on it. So each point is written with a *stamp* (generation,
 //! position) and only where nothing with the same or a later stamp is; a deletion leaves a mark with its own stamp in
@@ -19,10 +20,13 @@ mod index;
 #[cfg(any(test, feature = "laboratory"))]
 mod laboratory;
 mod lane;
+mod leaving;
+mod leftovers;
 mod name;
 mod provisioner;
 mod rebuild;
 mod registry;
+mod relocation;
 mod search;
 mod settings;
 mod token;
@@ -32,11 +36,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
 pub use self::index::{QdrantIndex, QdrantParts};
 pub use self::name::{CollectionName, NameKey};
-pub use self::registry::{Collection, Registry};
+pub use self::registry::{Collection, Hold, Registered, Registry, State};
+pub use self::relocation::Staged;
 pub use self::settings::QdrantSettings;
 
 use self::fault::{BACKEND, damaged, invalid, removed, vanished, went_back};
@@ -49,10 +53,7 @@ use super::partition::Partition;
 use super::vector::{Entries, Found, Point, Position, Rebuild, VectorIndex, VectorQuery};
 use super::well_formed;
 use crate::domain::Seq;
-use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
-
-/// Heads of a page, when they are listed.
-const HEADS: u32 = 256;
+use crate::domain::ids::{ChunkId, TenantId};
 
 /// A position that the server keeps.
 fn kept(seq: Seq) -> Position {
@@ -75,69 +76,12 @@ impl Inner {
         let marks = deletes.iter().map(|chunk| wire::gone(partition, *chunk, stamp, at));
         let all: Vec<_> = upserts.chain(marks).collect();
         for slice in all.chunks(self.settings.request_points) {
-            if points.upsert(operation, slice, stamp).await?.is_none() {
+            if points.upsert(operation, partition, slice, stamp).await?.is_none() {
                 self.forget_home(partition, home);
                 return Err(vanished(operation));
             }
         }
         Ok(())
-    }
-
-    /// Takes a partition away, and its collection when it was the last one in it.
-    async fn take_away(
-        &self,
-        partition: &Partition,
-        for_good: bool,
-        operation: &'static str,
-    ) -> Result<(), StoreError> {
-        let lane = self.lanes.lane(partition);
-        let _writer = lane.writer.lock().await;
-        lane.change(|known| {
-            known.is_removed |= for_good;
-            (known.head, known.empty, known.reached) = (None, None, Seq(0));
-        });
-        let life = self.lanes.life(partition);
-        let _life = life.write().await;
-        let Some(home) = self.home(partition).await? else { return Ok(()) };
-        let points = self.points(partition, &home);
-        let head = self.read_head(partition, &home, &lane, operation).await?;
-        lane.change(|known| known.head = None);
-        let Some(generation) = self.next_generation(partition, &home, head, operation).await? else {
-            return Ok(());
-        };
-        // What comes late finds this, and what lies under it goes.
-        let head = Head { stamp: Stamp { generation, seq: Seq(0) }, at: self.now() };
-        let mark = [wire::head(partition, head, false)];
-        points.upsert(operation, &mark, head.stamp).await?;
-        points.delete(operation, &wire::before(partition, generation)).await?;
-        let left = points.scroll(operation, &wire::heads(), None, 1).await?;
-        if left.is_none_or(|(heads, _)| heads.is_empty()) {
-            self.provisioner.delete(partition.tenant(), &home.name).await?;
-            self.registry.forget(partition, &home.name).await?;
-            self.forget_home(partition, &home);
-        }
-        Ok(())
-    }
-
-    /// Namespaces that have a head in a collection.
-    async fn namespaces(
-        &self,
-        any: &Partition,
-        home: &Collection,
-        operation: &'static str,
-    ) -> Result<Vec<NamespaceId>, StoreError> {
-        let (points, filter) = (self.points(any, home), wire::heads());
-        let (mut namespaces, mut from) = (Vec::new(), None);
-        loop {
-            let page = points.scroll(operation, &filter, from.as_ref(), HEADS).await?;
-            let Some((heads, next)) = page else { return Ok(Vec::new()) };
-            let read = heads.iter().filter_map(|point| wire::read_head(&point.payload));
-            namespaces.extend(read.map(|(namespace, _)| namespace));
-            match next {
-                Some(next) => from = Some(next),
-                None => return Ok(namespaces),
-            }
-        }
     }
 }
 
@@ -159,17 +103,10 @@ impl VectorIndex for QdrantIndex {
     async fn position(&self, partition: &Partition) -> Result<Option<Position>, StoreError> {
         let inner = &self.inner;
         let lane = inner.lanes.lane(partition);
-        let position = match inner.home(partition).await? {
+        let position = match inner.served(partition, &lane, "vector.position").await? {
             _ if lane.known().is_removed => None,
-            Some(home) => {
-                let head = inner.read_head(partition, &home, &lane, "vector.position").await?;
-                if head.is_none() {
-                    // Perhaps another server deleted the collection.
-                    inner.forget_home(partition, &home);
-                }
-                head.map(|head| head.stamp.seq)
-            }
-            None => lane.known().empty,
+            (Some(_), head) => head.map(|head| head.stamp.seq),
+            (None, _) => lane.known().empty,
         };
         lane.acknowledge(position.unwrap_or(Seq(0)));
         Ok(position.map(kept))
@@ -184,12 +121,11 @@ impl VectorIndex for QdrantIndex {
         const OPERATION: &str = "vector.entries";
         let inner = &self.inner;
         let lane = inner.lanes.lane(partition);
-        let Some(home) = inner.home(partition).await? else {
-            return Ok(lane.known().empty.map(|_| Entries::default()));
-        };
-        let Some(head) = inner.read_head(partition, &home, &lane, OPERATION).await? else { return Ok(None) };
+        let (home, head) = inner.served(partition, &lane, OPERATION).await?;
+        let Some(home) = home else { return Ok(lane.known().empty.map(|_| Entries::default())) };
+        let Some(head) = head else { return Ok(None) };
         let generation = head.stamp.generation;
-        let filter = wire::listed(partition, generation);
+        let filter = wire::listed(partition, home.placement, generation);
         let from = from.map(|chunk| wire::point_id(chunk, generation));
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         let page = inner.points(partition, &home).scroll(OPERATION, &filter, from.as_ref(), limit).await?;
@@ -220,13 +156,9 @@ impl VectorIndex for QdrantIndex {
         require(&lane, OPERATION)?;
         let life = inner.lanes.life(partition);
         let _life = life.read().await;
-        let home = inner.home(partition).await?;
+        let (home, head) = inner.served(partition, &lane, OPERATION).await?;
         let dimension = home.as_ref().map(|home| home.dimension);
         well_formed::points(&upserts, dimension).map_err(|words| invalid(OPERATION, words))?;
-        let head = match &home {
-            Some(home) => inner.read_head(partition, home, &lane, OPERATION).await?,
-            None => None,
-        };
         let known = lane.known();
         let at = head.map_or(known.empty.unwrap_or(Seq(0)), |head| head.stamp.seq);
         if at < known.reached {
@@ -262,12 +194,9 @@ impl VectorIndex for QdrantIndex {
         let inner = &self.inner;
         let lane = inner.lanes.lane(partition);
         let _writer = lane.writer.lock().await;
-        let Some(home) = inner.home(partition).await? else {
-            return Ok(lane.known().empty.unwrap_or(Seq(0)));
-        };
-        let Some(head) = inner.read_head(partition, &home, &lane, OPERATION).await? else {
-            return Ok(Seq(0));
-        };
+        let (home, head) = inner.served(partition, &lane, OPERATION).await?;
+        let Some(home) = home else { return Ok(lane.known().empty.unwrap_or(Seq(0))) };
+        let Some(head) = head else { return Ok(Seq(0)) };
         inner.purge(partition, &home, &lane, head, OPERATION).await?;
         Ok(head.stamp.seq)
     }
@@ -281,27 +210,27 @@ impl VectorIndex for QdrantIndex {
         Ok(Box::new(QdrantRebuild::begin(&self.inner, partition, lane, one)))
     }
 
-    /// Never: what was deleted is purged here instead, since whoever keeps indexes up comes by.
+    /// Only for what an earlier rebuild left. What was deleted is purged here instead, since whoever keeps indexes up
+    /// comes by.
     async fn wants_rebuild(&self, partition: &Partition) -> bool {
         const OPERATION: &str = "vector.purge";
         let inner = &self.inner;
         let lane = inner.lanes.lane(partition);
         let Ok(_writer) = lane.writer.try_lock() else { return false };
         if lane.known().purge.is_none_or(|(first, _)| first > inner.now()) {
-            return false;
+            return inner.has_old_draft(&lane);
         }
         let purged = async {
-            let Some(home) = inner.home(partition).await? else { return Ok(()) };
-            match inner.read_head(partition, &home, &lane, OPERATION).await? {
-                Some(head) => inner.purge(partition, &home, &lane, head, OPERATION).await,
-                None => Ok(()),
+            match inner.served(partition, &lane, OPERATION).await? {
+                (Some(home), Some(head)) => inner.purge(partition, &home, &lane, head, OPERATION).await,
+                _ => Ok(()),
             }
         };
         if let Err(error) = purged.await {
             let error: &StoreError = &error;
             tracing::debug!(tenant = %partition.tenant(), %error, "what was deleted stays for now");
         }
-        false
+        inner.has_old_draft(&lane)
     }
 
     async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
@@ -309,20 +238,7 @@ impl VectorIndex for QdrantIndex {
     }
 
     async fn partitions(&self, tenant: TenantId) -> Result<Vec<Partition>, StoreError> {
-        const OPERATION: &str = "vector.partitions";
-        let mut partitions = Vec::new();
-        for (model, home) in self.inner.registry.list(tenant).await? {
-            // What a crash left without a head, or without a collection, is nobody's: it goes with a namespace that
-            // is never there.
-            let nobody = Partition::new(tenant, NamespaceId(Uuid::nil()), model.clone());
-            let namespaces = self.inner.namespaces(&nobody, &home, OPERATION).await?;
-            let of = |namespace| Partition::new(tenant, namespace, model.clone());
-            partitions.extend(namespaces.iter().copied().map(of));
-            if namespaces.is_empty() {
-                partitions.push(nobody);
-            }
-        }
-        Ok(partitions)
+        self.inner.partitions(tenant, "vector.partitions").await
     }
 
     async fn remove(&self, partition: &Partition) -> Result<(), StoreError> {

@@ -62,17 +62,35 @@ impl NameKey {
     /// the one before, so that what was late for that one finds nothing.
     #[must_use]
     pub fn name(&self, tenant: TenantId, model: &ModelId, fresh: Uuid) -> CollectionName {
-        let mut key = Key::<Hmac<Sha256>>::default();
-        key[..self.0.len()].copy_from_slice(&self.0);
-        let mut mac = Hmac::<Sha256>::new(&key);
+        let mut mac = self.mac();
         // Of fixed width each but the last, so that no two inputs look the same.
         mac.update(b"bulkhead collection name v1\0");
         mac.update(tenant.0.as_bytes());
         mac.update(fresh.as_bytes());
         mac.update(model.as_str().as_bytes());
-        let digits = hex::encode(mac.finalize().into_bytes());
-        CollectionName(format!("{PREFIX}{}", &digits[..DIGITS]))
+        named(mac)
     }
+
+    /// The name of the collection of a model that tenants share. The same for all of them, and for good: it is never
+    /// deleted.
+    #[must_use]
+    pub fn shared(&self, model: &ModelId) -> CollectionName {
+        let mut mac = self.mac();
+        mac.update(b"bulkhead shared collection v1\0");
+        mac.update(model.as_str().as_bytes());
+        named(mac)
+    }
+
+    fn mac(&self) -> Hmac<Sha256> {
+        let mut key = Key::<Hmac<Sha256>>::default();
+        key[..self.0.len()].copy_from_slice(&self.0);
+        Hmac::<Sha256>::new(&key)
+    }
+}
+
+fn named(mac: Hmac<Sha256>) -> CollectionName {
+    let digits = hex::encode(mac.finalize().into_bytes());
+    CollectionName(format!("{PREFIX}{}", &digits[..DIGITS]))
 }
 
 #[cfg(test)]
@@ -97,8 +115,11 @@ mod tests {
             let key = NameKey::new(&key.into());
             let fresh = Uuid::from_u128(fresh);
             let name = |(tenant, bits): &(u128, u64)| key.name(TenantId(Uuid::from_u128(*tenant)), &model(*bits), fresh);
-            let names: HashSet<CollectionName> = inputs.iter().map(name).collect();
+            let mut names: HashSet<CollectionName> = inputs.iter().map(name).collect();
             prop_assert_eq!(names.len(), inputs.len());
+            let models: HashSet<u64> = inputs.iter().map(|(_, bits)| *bits).collect();
+            names.extend(models.iter().map(|bits| key.shared(&model(*bits))));
+            prop_assert_eq!(names.len(), inputs.len() + models.len());
             for name in &names {
                 prop_assert_eq!(CollectionName::parse(name.as_str()), Some(name.clone()));
             }

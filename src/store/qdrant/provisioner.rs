@@ -6,11 +6,12 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use qdrant_client::Qdrant;
+use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::vectors_config::Config;
 use qdrant_client::qdrant::{
     CreateCollection, CreateFieldIndexCollection, DeleteCollection, Distance, FieldType, HnswConfigDiff,
-    OptimizersConfigDiff, SparseIndexConfig, SparseVectorConfig, SparseVectorParams, VectorParams,
-    VectorParamsMap, VectorsConfig, WalConfigDiff,
+    OptimizersConfigDiff, PayloadIndexParams, SparseIndexConfig, SparseVectorConfig, SparseVectorParams,
+    UuidIndexParams, VectorParams, VectorParamsMap, VectorsConfig, WalConfigDiff,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::OnceCell;
@@ -23,8 +24,11 @@ use super::wire::{DENSE, GENERATION, KIND, NAMESPACE, TENANT, TERMS};
 use crate::domain::ids::TenantId;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::layers::Layers;
+use crate::store::placement::Placement;
 
 const BYTES_PER_NUMBER: u64 = 4;
+/// Edges of a point in an HNSW graph.
+const EDGES: u64 = 16;
 /// The first version that writes under a condition; an older one would ignore it.
 const OLDEST: (u32, u32) = (1, 16);
 
@@ -126,6 +130,7 @@ impl Provisioner {
                     wait: Some(true),
                     field_name: field.to_owned(),
                     field_type: Some(kind.into()),
+                    field_index_params: tenants_apart(field, collection.placement),
                     ..CreateFieldIndexCollection::default()
                 };
                 match self.client.create_field_index(request).await {
@@ -160,9 +165,11 @@ impl Provisioner {
         self.layers.repeatable(OPERATION, Some(tenant), delete).await
     }
 
-    /// As the shards are: cosine, exact below the same size, the same graph above; one segment and a small log.
+    /// As the shards are: cosine, exact below the same size, the same graph above; one segment and a small log. Where
+    /// tenants share it, no graph is over all of them: each has one over its own points.
     fn request(&self, collection: &Collection) -> CreateCollection {
         let dimension = u64::try_from(collection.dimension).unwrap_or(u64::MAX);
+        let is_shared = collection.placement == Placement::Shared;
         let kilobytes =
             self.making.hnsw_from_points.saturating_mul(dimension).saturating_mul(BYTES_PER_NUMBER) / 1024;
         let dense =
@@ -180,14 +187,16 @@ impl Provisioner {
                 map: HashMap::from([(TERMS.to_owned(), terms)]),
             }),
             hnsw_config: Some(HnswConfigDiff {
-                m: Some(16),
+                m: Some(if is_shared { 0 } else { EDGES }),
+                payload_m: is_shared.then_some(EDGES),
                 ef_construct: Some(128),
                 // The least that a server takes.
                 full_scan_threshold: Some(kilobytes.max(10)),
                 ..HnswConfigDiff::default()
             }),
             optimizers_config: Some(OptimizersConfigDiff {
-                default_segment_number: Some(1),
+                // As many as the server sees fit, where many tenants write.
+                default_segment_number: (!is_shared).then_some(1),
                 // 0 would mean never.
                 indexing_threshold: Some(kilobytes.max(1)),
                 ..OptimizersConfigDiff::default()
@@ -201,6 +210,14 @@ impl Provisioner {
             ..CreateCollection::default()
         }
     }
+}
+
+/// How the tenant's field is indexed where tenants share a collection: points of one lie beside each other, with a
+/// graph over them alone.
+fn tenants_apart(field: &str, placement: Placement) -> Option<PayloadIndexParams> {
+    let apart = UuidIndexParams { is_tenant: Some(true), ..UuidIndexParams::default() };
+    (field == TENANT && placement == Placement::Shared)
+        .then_some(PayloadIndexParams { index_params: Some(IndexParams::UuidIndexParams(apart)) })
 }
 
 /// Major and minor version.

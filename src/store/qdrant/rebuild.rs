@@ -16,6 +16,7 @@ use super::wire::{self, Head, Stamp};
 use crate::domain::Seq;
 use crate::store::error::{ErrorKind, StoreError};
 use crate::store::partition::Partition;
+use crate::store::placement::Placement;
 use crate::store::vector::{Point, Rebuild};
 use crate::store::well_formed;
 
@@ -124,8 +125,11 @@ impl Rebuild for QdrantRebuild {
             None => return Err(vanished(OPERATION)),
         }
         lane.acknowledge(through);
-        // Nobody has a right to what is another tenant's.
-        inner.points(partition, &home).delete(OPERATION, &wire::foreign(partition)).await?;
+        lane.change(|known| known.draft = None);
+        if home.placement == Placement::Own {
+            // Nobody has a right to what is another tenant's.
+            inner.points(partition, &home).delete(OPERATION, &wire::foreign(partition)).await?;
+        }
         // The generation before: searches that are under way still read it.
         lane.soil(inner.purge_time());
         Ok(())

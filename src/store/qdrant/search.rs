@@ -17,7 +17,7 @@ use crate::store::well_formed;
 
 const OPERATION: &str = "vector.search";
 /// How often a search begins anew since another generation is served meanwhile.
-const TRIES: usize = 3;
+const TRIES: usize = 4;
 
 /// What a request was answered.
 enum Answer {
@@ -38,7 +38,7 @@ impl Inner {
         if lane.known().is_removed {
             return Ok(None);
         }
-        let Some(home) = self.home(partition).await? else {
+        let Some(mut home) = self.home(partition).await? else {
             let empty = lane.known().empty;
             return Ok(empty.map(|applied| Found { applied, ..Found::default() }));
         };
@@ -49,8 +49,12 @@ impl Inner {
         };
         for _ in 0..TRIES {
             let Some(served) = head else {
-                self.forget_home(partition, &home);
-                return Ok(None);
+                // Not there, or not there any more: perhaps the tenant was moved.
+                match self.served(partition, &lane, OPERATION).await? {
+                    (Some(now), Some(at)) => (home, head) = (now, Some(at)),
+                    _ => return Ok(None),
+                }
+                continue;
             };
             match self.ask(partition, &home, &lane, served, query).await? {
                 Answer::Found(found) => return Ok(Some(found)),
@@ -91,8 +95,8 @@ impl Inner {
         let now = answers.next().and_then(|answer| answer.result.into_iter().next());
         let now = match now {
             Some(point) => {
-                let read = wire::read_head(&point.payload).filter(|(of, _)| *of == partition.namespace());
-                read.ok_or_else(|| damaged(OPERATION, "the head of the partition cannot be read"))?.1
+                let read = wire::head_of(partition, &point.payload);
+                read.map_err(|_| damaged(OPERATION, "the head of the partition cannot be read"))?
             }
             None => None,
         };
@@ -158,9 +162,11 @@ fn question(
 
 /// The partition's head, whatever it says.
 fn whole_head(partition: &Partition, home: &Collection) -> QueryPoints {
+    let mut must = wire::of_namespace(partition);
+    must.push(Condition::has_id([wire::head_id(partition, home.placement)]));
     QueryPoints {
         collection_name: home.name.as_str().to_owned(),
-        filter: Some(Filter::must([Condition::has_id([wire::head_id(partition.namespace())])])),
+        filter: Some(Filter::must(must)),
         limit: Some(1),
         with_payload: Some(WithPayloadSelector::from(true)),
         ..QueryPoints::default()

@@ -25,6 +25,11 @@ pub struct QdrantSettings {
     pub token_seconds: u64,
     /// Tenants' clients that are kept ready; beyond it those not used for longest go.
     pub clients: u64,
+    /// Collections that hold one tenant each. Beyond them a further tenant's vectors are in a collection that tenants
+    /// share, unless an operator chose otherwise.
+    pub collections: u64,
+    /// Partitions of which something is remembered; beyond them it is asked for again.
+    pub partitions: usize,
     /// Points in one request.
     pub request_points: usize,
     /// Seconds for which the marks of deleted points stay, and an old generation after a new one is served. It has to
@@ -44,6 +49,8 @@ impl Default for QdrantSettings {
             api_key_file: None,
             token_seconds: 300,
             clients: 10_000,
+            collections: 1000,
+            partitions: 100_000,
             request_points: 64,
             purge_after_seconds: 600,
             wal_capacity_mb: 1,
@@ -81,6 +88,7 @@ impl QdrantSettings {
         );
         require((60..=LONGEST_LIFE_SECONDS).contains(&self.token_seconds), "token_seconds: 60 to 300");
         require(self.clients > 0, "clients: at least 1");
+        require(self.partitions > 0, "partitions: at least 1");
         require((1..=1024).contains(&self.request_points), "request_points: 1 to 1024");
         require(
             self.purge_after_seconds >= self.token_seconds + MARGIN_SECONDS,

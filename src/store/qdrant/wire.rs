@@ -10,7 +10,7 @@
 //! **Invariant:** a payload is tag (tenant, namespace), version and stamp (generation, seq); no text.
 //! **Invariant:** what is written replaces only what has an earlier stamp, so that nothing late undoes what came after.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::value::Kind as ValueKind;
@@ -19,11 +19,13 @@ use qdrant_client::qdrant::{
     Condition, DenseVector, Filter, NamedVectors, PointId, PointStruct, Range, SparseVector, Value, Vector,
     Vectors, vector,
 };
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
 use crate::store::partition::Partition;
+use crate::store::placement::Placement;
 use crate::store::vector::{Entry, Hit, Point};
 
 pub(super) const DENSE: &str = "dense";
@@ -89,9 +91,24 @@ pub(super) fn chunk_of(id: Option<&PointId>, generation: i64) -> Option<ChunkId>
     }
 }
 
-/// The id of a namespace's head.
-pub(super) fn head_id(namespace: NamespaceId) -> PointId {
-    PointId::from(mixed(namespace.0, 1 << 3).to_string())
+/// The id of a namespace's head. Where tenants share a collection it is a hash of the tenant too, so that one tenant's
+/// head is never in another's place, whatever their namespaces are called.
+pub(super) fn head_id(partition: &Partition, placement: Placement) -> PointId {
+    let namespace = partition.namespace().0;
+    let id = match placement {
+        Placement::Own => namespace,
+        Placement::Shared => {
+            let mut hash = Sha256::new();
+            hash.update(partition.tenant().0.as_bytes());
+            hash.update(namespace.as_bytes());
+            let digest: [u8; 32] = hash.finalize().into();
+            let (bytes, _) = digest.split_at(16);
+            let number = bytes.iter().fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+            // As if it had been made of a UUID of version 7.
+            uuid::Builder::from_u128(number).with_version(uuid::Version::SortRand).into_uuid()
+        }
+    };
+    PointId::from(mixed(id, 1 << 3).to_string())
 }
 
 fn tag(partition: &Partition, stamp: Stamp) -> Payload {
@@ -135,11 +152,11 @@ pub(super) fn gone(partition: &Partition, chunk: ChunkId, stamp: Stamp, at: i64)
 }
 
 /// A head, or the mark of one that is no more.
-pub(super) fn head(partition: &Partition, head: Head, is_served: bool) -> PointStruct {
+pub(super) fn head(partition: &Partition, placement: Placement, head: Head, is_served: bool) -> PointStruct {
     let mut payload = tag(partition, head.stamp);
     payload.insert(KIND.to_owned(), Value::from(if is_served { HEAD } else { GONE }));
     payload.insert(AT.to_owned(), Value::from(head.at));
-    bare(head_id(partition.namespace()), payload)
+    bare(head_id(partition, placement), payload)
 }
 
 fn text<'a>(payload: &'a Payload, field: &str) -> Option<&'a str> {
@@ -160,6 +177,18 @@ fn id(payload: &Payload, field: &str) -> Option<Uuid> {
     Uuid::parse_str(text(payload, field)?).ok()
 }
 
+/// What was read is no head, or another partition's.
+#[derive(Debug)]
+pub(super) struct NotItsHead;
+
+/// A partition's head; `None` when there is none any more.
+pub(super) fn head_of(partition: &Partition, payload: &Payload) -> Result<Option<Head>, NotItsHead> {
+    let (namespace, head) = read_head(payload).ok_or(NotItsHead)?;
+    let tenant = id(payload, TENANT).map(TenantId);
+    let is_its = (tenant, namespace) == (Some(partition.tenant()), partition.namespace());
+    if is_its { Ok(head) } else { Err(NotItsHead) }
+}
+
 /// A head's content, and its namespace; the inner is `None` when there is no head any more.
 pub(super) fn read_head(payload: &Payload) -> Option<(NamespaceId, Option<Head>)> {
     let stamp = Stamp { generation: number(payload, GENERATION)?, seq: Seq(number(payload, SEQ)?) };
@@ -170,6 +199,16 @@ pub(super) fn read_head(payload: &Payload) -> Option<(NamespaceId, Option<Head>)
         GONE => Some((namespace, None)),
         _ => None,
     }
+}
+
+/// When the index was taken away whose head this was, seconds of Unix time; `None` when it is none of those.
+pub(super) fn ended_at(payload: &Payload) -> Option<i64> {
+    (text(payload, KIND)? == GONE).then(|| number(payload, AT)).flatten()
+}
+
+/// The namespace that a point was written for.
+pub(super) fn namespace_of(payload: &Payload) -> Option<NamespaceId> {
+    Some(NamespaceId(id(payload, NAMESPACE)?))
 }
 
 /// The tag of a point that is listed; its own generation tells which chunk it is of.
@@ -204,16 +243,16 @@ pub(super) fn served(partition: &Partition, generation: i64) -> Filter {
     Filter::must(must)
 }
 
-/// What a partition's listing shows: its own points, and whatever was written for another tenant.
-pub(super) fn listed(partition: &Partition, generation: i64) -> Filter {
-    Filter {
-        should: vec![served(partition, generation).into(), foreign(partition).into()],
-        must: vec![Condition::is_empty(KIND)],
-        ..Filter::default()
+/// What a partition's listing shows: its own points, and in a collection of one tenant whatever was written for another.
+pub(super) fn listed(partition: &Partition, placement: Placement, generation: i64) -> Filter {
+    let mut should = vec![served(partition, generation).into()];
+    if placement == Placement::Own {
+        should.push(foreign(partition).into());
     }
+    Filter { should, must: vec![Condition::is_empty(KIND)], ..Filter::default() }
 }
 
-/// Whatever was written for another tenant than the collection's.
+/// Whatever was written for another tenant than the one whose own a collection is.
 pub(super) fn foreign(partition: &Partition) -> Filter {
     Filter::must_not([field(TENANT, partition.tenant().0)])
 }
@@ -225,6 +264,27 @@ pub(super) fn before(partition: &Partition, generation: i64) -> Filter {
     Filter::must(must)
 }
 
+/// Points of generations of this partition after this one.
+pub(super) fn after(partition: &Partition, generation: i64) -> Filter {
+    let mut must = of_namespace(partition);
+    must.push(above(GENERATION, generation));
+    Filter::must(must)
+}
+
+/// Everything of this partition, heads and marks too.
+pub(super) fn everything(partition: &Partition) -> Filter {
+    Filter::must(of_namespace(partition))
+}
+
+/// Whatever is there of the partition's tenant and of none of these namespaces.
+pub(super) fn strays(any: &Partition, known: &BTreeSet<NamespaceId>) -> Filter {
+    Filter {
+        must: vec![field(TENANT, any.tenant().0)],
+        must_not: known.iter().map(|namespace| field(NAMESPACE, namespace.0)).collect(),
+        ..Filter::default()
+    }
+}
+
 /// Marks that were set before a time, of this partition.
 pub(super) fn gone_before(partition: &Partition, at: i64) -> Filter {
     let mut must = of_namespace(partition);
@@ -233,15 +293,36 @@ pub(super) fn gone_before(partition: &Partition, at: i64) -> Filter {
     Filter::must(must)
 }
 
-/// Every head of a collection.
-pub(super) fn heads() -> Filter {
-    Filter::must([Condition::matches(KIND, HEAD.to_owned())])
+/// Marks that were set before a time, of this tenant.
+pub(super) fn of_tenant_gone_before(tenant: TenantId, at: i64) -> Filter {
+    Filter::must([field(TENANT, tenant.0), Condition::matches(KIND, GONE.to_owned()), below(AT, at)])
 }
 
-/// What may be replaced by what has this stamp.
-pub(super) fn earlier(stamp: Stamp) -> Filter {
+/// Every head of a tenant in a collection.
+pub(super) fn heads(tenant: TenantId) -> Filter {
+    Filter::must([field(TENANT, tenant.0), Condition::matches(KIND, HEAD.to_owned())])
+}
+
+/// Everything of a tenant in a collection.
+pub(super) fn of_tenant(tenant: TenantId) -> Filter {
+    Filter::must([field(TENANT, tenant.0)])
+}
+
+/// Everything of a tenant in a collection that is of generations before this one, but marks.
+pub(super) fn of_tenant_before(tenant: TenantId, generation: i64) -> Filter {
+    Filter {
+        must: vec![field(TENANT, tenant.0), below(GENERATION, generation)],
+        must_not: vec![Condition::matches(KIND, GONE.to_owned())],
+        ..Filter::default()
+    }
+}
+
+/// What may be replaced by what has this stamp: nothing that is tagged with another partition.
+pub(super) fn earlier(partition: &Partition, stamp: Stamp) -> Filter {
     let same = Filter::must([Condition::matches(GENERATION, stamp.generation), below(SEQ, stamp.seq.0)]);
-    Filter::should([below(GENERATION, stamp.generation), same.into()])
+    let mut must = of_namespace(partition);
+    must.push(Filter::should([below(GENERATION, stamp.generation), same.into()]).into());
+    Filter::must(must)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "positions, generations and seconds are far below 2^52")]
@@ -249,11 +330,17 @@ fn below(name: &str, number: i64) -> Condition {
     Condition::range(name, Range { lt: Some(number as f64), ..Range::default() })
 }
 
+#[expect(clippy::cast_precision_loss, reason = "generations are far below 2^52")]
+fn above(name: &str, number: i64) -> Condition {
+    Condition::range(name, Range { gt: Some(number as f64), ..Range::default() })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::ids::ModelId;
 
     fn version_7(bits: u128) -> Uuid {
         uuid::Builder::from_u128(bits).with_version(uuid::Version::SortRand).into_uuid()
@@ -278,7 +365,15 @@ mod tests {
             let point = point_id(ChunkId(id), generation);
             prop_assert_ne!(&point, &point_id(ChunkId(id), generation + apart));
             prop_assert!(!share_ids(generation, generation + apart));
-            prop_assert_ne!(&point, &head_id(NamespaceId(id)));
+            for placement in [Placement::Own, Placement::Shared] {
+                let of = |tenant: u128| {
+                    let model = ModelId::parse("00112233445566ff").expect("a model");
+                    Partition::new(TenantId(Uuid::from_u128(tenant)), NamespaceId(id), model)
+                };
+                prop_assert_ne!(&point, &head_id(&of(1), placement));
+                let is_same = head_id(&of(1), placement) == head_id(&of(2), placement);
+                prop_assert_eq!(is_same, placement == Placement::Own, "tenants share no collection of one's own");
+            }
         }
     }
 }

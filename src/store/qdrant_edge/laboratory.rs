@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::fault::Fault;
 use super::index::EdgeIndex;
 use super::slot::State;
 use crate::domain::ids::ChunkId;
@@ -51,6 +52,20 @@ impl EdgeIndex {
             && let Some(shard) = &served.shard
         {
             shard.delete(&[chunk]).map_err(|fault| fault.into_store(operation))?;
+        }
+        Ok(())
+    }
+
+    /// Has an open shard closed as a panic in it does: the next call opens what was flushed.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub async fn laboratory_interrupt(&self, shard_of: &Partition) -> Result<(), StoreError> {
+        let operation = "laboratory.interrupt";
+        let slot = self.inner.slot(shard_of);
+        let state = self.inner.reading(&slot).await.map_err(|fault| fault.into_store(operation))?;
+        if let State::Served(served) = &*state {
+            served.note(&Fault::Interrupted("as the test wishes".into()));
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, FromRedisValue, RedisError, ScriptInvocation,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, FromRedisValue, RedisError, ScriptInvocation,
     ServerErrorKind, TlsCertificates,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -75,7 +75,7 @@ impl RedisClient {
             authorities,
             connecting,
             connection: Mutex::default(),
-            layers: Layers::new(BACKEND, &settings.calls, calls, clock),
+            layers: Layers::new(BACKEND, &settings.calls.into(), calls, clock),
         })))
     }
 
@@ -96,13 +96,39 @@ impl RedisClient {
             ran.map_err(|error| failed(operation, &error))
         });
         let ran = ran.await;
-        if ran.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Timeout))
+        self.forget_failed(&ran);
+        ran
+    }
+
+    /// Sends a command, once.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(super) async fn send<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        tenant: TenantId,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        let sent = self.0.layers.once(operation, Some(tenant), async {
+            let mut connection = self.connection(operation).await?;
+            let sent = command.query_async(&mut connection).await;
+            sent.map_err(|error| failed(operation, &error))
+        });
+        let sent = sent.await;
+        self.forget_failed(&sent);
+        sent
+    }
+
+    /// Has the next call connect anew after one that failed.
+    fn forget_failed<T>(&self, called: &Result<T, StoreError>) {
+        let away = |error: &StoreError| matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Timeout);
+        if called.as_ref().is_err_and(away)
             // Whoever holds it is opening another one.
             && let Ok(mut connection) = self.0.connection.try_lock()
         {
             *connection = None;
         }
-        ran
     }
 
     async fn connection(&self, operation: &'static str) -> Result<MultiplexedConnection, StoreError> {

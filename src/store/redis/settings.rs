@@ -9,7 +9,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::store::layers::CallSettings;
+use crate::store::layers::OneCallSettings;
 
 /// `[redis]`
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -26,7 +26,7 @@ pub struct RedisSettings {
     /// Certificates, PEM, of the authorities that are believed, in place of the machine's.
     pub ca_file: Option<PathBuf>,
     /// `[redis.calls]`
-    pub calls: CallSettings,
+    pub calls: OneCallSettings,
 }
 
 impl RedisSettings {

@@ -110,7 +110,7 @@ fn holds_nothing(folder: &Path) -> bool {
 async fn a_crash_while_a_namespace_or_a_tenant_is_deleted_leaves_nothing_of_it() {
     let ground = Ground::new("hashing").await;
     let shards = ground.data().join("shards").join(&ground.tenant);
-    for stage in ["namespace-rows-deleted", "namespace-index-deleted", "tenant-rows-purged"] {
+    for stage in ["namespace-rows-deleted", "namespace-files-deleted", "tenant-rows-purged"] {
         let server = ground.start(None).await;
         take_in(&ground, &server, "hall", "guests.txt", "The guests of the hall are named Orla and Finn.")
             .await;

@@ -80,6 +80,23 @@ impl Ground {
 
     /// The same by a program that becomes the server, with its arguments.
     pub async fn start_by(&self, program: &[&str], environment: &[(&str, &str)]) -> Running {
+        let begun = Instant::now();
+        let mut running = self.launched(program, environment);
+        while self.http.get(format!("{}/health", running.url)).send().await.is_err() {
+            let ended = running.child.try_wait().expect("its state");
+            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "it does not answer: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        running.took = begun.elapsed();
+        running
+    }
+
+    /// Starts a server that ends at a crash point by itself, perhaps before it answers, and waits for that.
+    pub fn one_life(&self, crash_at: &str) -> ExitStatus {
+        self.launched(&[], &[("BULKHEAD_CRASH_AT", crash_at)]).ended()
+    }
+
+    fn launched(&self, program: &[&str], environment: &[(&str, &str)]) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         drop(listener);
@@ -97,16 +114,8 @@ impl Ground {
             .stdout(Stdio::null())
             .stderr(log)
             .envs(environment.iter().copied());
-        let begun = Instant::now();
         let child = command.spawn().expect("the server");
-        let mut running = Running { child, url: format!("http://{address}"), took: Duration::ZERO };
-        while self.http.get(format!("{}/health", running.url)).send().await.is_err() {
-            let ended = running.child.try_wait().expect("its state");
-            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "it does not answer: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        running.took = begun.elapsed();
-        running
+        Running { child, url: format!("http://{address}"), took: Duration::ZERO }
     }
 
     /// The key of its tenant.
@@ -333,6 +342,11 @@ impl Running {
     /// Asks it to stop, without waiting.
     pub fn ask_to_stop(&self) {
         kill(self.pid(), Signal::SIGTERM).expect("it runs");
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_some()
     }
 
     /// Waits for its end.

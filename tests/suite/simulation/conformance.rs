@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::executor::World;
 use super::record::{JobState, Place, Record};
-use crate::database::MODEL;
+use crate::database::{MODEL, deletion};
 use crate::deployment::{Harness, LEASE, chunk, document, pools};
 
 const NAMES: [&str; 2] = ["default", "manuals"];
@@ -124,7 +124,14 @@ impl Pair {
                 let tenant = corpus.partition().tenant();
                 let permit =
                     self.permits.iter().find(|permit| permit.scope().tenant() == tenant).expect("own");
-                let real = self.stores.background(permit).namespace_delete(&name).await.expect("deleted");
+                let act = deletion(&self.harness.postgres, permit.scope());
+                let real = self
+                    .stores
+                    .background(permit)
+                    .namespace_delete(act, &name)
+                    .await
+                    .expect("deleted")
+                    .is_some();
                 let found = self.record.find(tenant, name.as_str());
                 let model = found.is_some_and(|namespace| self.record.namespace_delete((tenant, namespace)));
                 self.same("namespace deleted", &real, &model);

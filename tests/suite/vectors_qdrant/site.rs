@@ -7,70 +7,203 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bulkhead::domain::clock::{Clock, SystemClock};
-use bulkhead::domain::ids::{ModelId, SystemIds, TenantId};
-use bulkhead::store::error::StoreError;
+use bulkhead::domain::ids::{IdSource as _, SystemIds, TenantId};
+use bulkhead::store::Placement;
+use bulkhead::store::error::{ErrorKind, StoreError};
 use bulkhead::store::partition::Partition;
 use bulkhead::store::qdrant::{
-    Collection, CollectionName, NameKey, QdrantIndex, QdrantParts, QdrantSettings, Registry,
+    Collection, CollectionName, Hold, NameKey, QdrantIndex, QdrantParts, QdrantSettings, Registered,
+    Registry, State,
 };
 use bulkhead::store::qdrant_edge::EdgeSettings;
 use bulkhead::store::vector::VectorIndex as _;
 use chrono::{DateTime, Utc};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{RetrievedPoint, ScrollPoints, WithPayloadSelector};
+use secrecy::SecretString;
 use tempfile::TempDir;
 
+use super::super::conformance_vectors::partition;
 use crate::qdrant_stand_in::StandIn;
 
 pub const API_KEY: &str = "an API key of thirty-two letters";
 
 /// A registry in memory.
-#[derive(Debug, Default)]
-pub struct MemoryRegistry(Mutex<BTreeMap<(TenantId, String), (Collection, i64)>>);
+#[derive(Debug)]
+pub struct MemoryRegistry(Mutex<Rows>, Moved);
 
-fn key(partition: &Partition) -> (TenantId, String) {
-    (partition.tenant(), partition.model().as_str().to_owned())
+#[derive(Debug, Default)]
+struct Rows {
+    rows: Vec<Row>,
+    chosen: BTreeMap<TenantId, Placement>,
+}
+
+#[derive(Debug)]
+struct Row {
+    tenant: TenantId,
+    registered: Registered,
+    generations: i64,
+}
+
+impl Rows {
+    fn find(&mut self, partition: &Partition, holds: impl Fn(&Registered) -> bool) -> Option<&mut Row> {
+        let is_own =
+            |row: &&mut Row| row.tenant == partition.tenant() && row.registered.model == *partition.model();
+        self.rows.iter_mut().filter(is_own).find(|row| holds(&row.registered))
+    }
+
+    fn named(&mut self, partition: &Partition, name: &CollectionName) -> Option<&mut Row> {
+        self.find(partition, |row| row.collection.name == *name)
+    }
+
+    fn served(&mut self, partition: &Partition) -> Option<Collection> {
+        let row = self.find(partition, |row| row.state == State::Served)?;
+        Some(row.registered.collection.clone())
+    }
+
+    /// Registers a collection for this, again if need be.
+    fn put(&mut self, partition: &Partition, fresh: &Collection, state: State, since: i64) -> &mut Row {
+        if self.named(partition, &fresh.name).is_none() {
+            let (model, collection) = (partition.model().clone(), fresh.clone());
+            let registered = Registered { model, collection, state, moves: 0, since };
+            self.rows.push(Row { tenant: partition.tenant(), registered, generations: 0 });
+        }
+        let row = self.named(partition, &fresh.name).unwrap();
+        row.enter(state, since);
+        row
+    }
+
+    fn held(
+        &mut self,
+        partition: &Partition,
+        name: &CollectionName,
+        as_what: Option<Hold>,
+    ) -> Option<&mut Row> {
+        self.named(partition, name).filter(|row| row.registered.hold() == as_what)
+    }
+
+    fn draw(&mut self, partition: &Partition, name: &CollectionName, as_what: Option<Hold>) -> Option<i64> {
+        let row = self.held(partition, name, as_what)?;
+        row.generations += 1;
+        Some(row.generations)
+    }
+}
+
+impl Row {
+    fn enter(&mut self, state: State, since: i64) {
+        if self.registered.state != state {
+            (self.registered.state, self.registered.since) = (state, since);
+        }
+    }
+}
+
+impl MemoryRegistry {
+    fn now(&self) -> i64 {
+        self.1.now().timestamp()
+    }
 }
 
 #[async_trait]
 impl Registry for MemoryRegistry {
     async fn get(&self, partition: &Partition) -> Result<Option<Collection>, StoreError> {
-        Ok(self.0.lock().unwrap().get(&key(partition)).map(|(collection, _)| collection.clone()))
+        Ok(self.0.lock().unwrap().served(partition))
     }
 
     async fn register(&self, partition: &Partition, fresh: &Collection) -> Result<Collection, StoreError> {
         let mut rows = self.0.lock().unwrap();
-        Ok(rows.entry(key(partition)).or_insert_with(|| (fresh.clone(), 0)).0.clone())
+        if let Some(served) = rows.served(partition) {
+            return Ok(served);
+        }
+        rows.put(partition, fresh, State::Served, self.now());
+        Ok(fresh.clone())
     }
 
     async fn next_generation(
         &self,
         partition: &Partition,
         name: &CollectionName,
+        hold: Hold,
     ) -> Result<Option<i64>, StoreError> {
+        Ok(self.0.lock().unwrap().draw(partition, name, Some(hold)))
+    }
+
+    async fn leave(
+        &self,
+        partition: &Partition,
+        name: &CollectionName,
+        hold: Hold,
+    ) -> Result<bool, StoreError> {
         let mut rows = self.0.lock().unwrap();
-        let row = rows.get_mut(&key(partition)).filter(|(collection, _)| collection.name == *name);
-        Ok(row.map(|(_, generations)| {
-            *generations += 1;
-            *generations
-        }))
+        let row = rows.held(partition, name, Some(hold));
+        Ok(row.map(|row| row.enter(State::Left, self.now())).is_some())
+    }
+
+    async fn last_generation(
+        &self,
+        partition: &Partition,
+        name: &CollectionName,
+    ) -> Result<Option<i64>, StoreError> {
+        Ok(self.0.lock().unwrap().draw(partition, name, None))
     }
 
     async fn forget(&self, partition: &Partition, name: &CollectionName) -> Result<(), StoreError> {
-        self.0.lock().unwrap().retain(|of, (row, _)| *of != key(partition) || row.name != *name);
+        self.0.lock().unwrap().rows.retain(|row| {
+            let Registered { model, collection, state, .. } = &row.registered;
+            (row.tenant, model, &collection.name, *state)
+                != (partition.tenant(), partition.model(), name, State::Left)
+        });
         Ok(())
     }
 
-    async fn list(&self, tenant: TenantId) -> Result<Vec<(ModelId, Collection)>, StoreError> {
+    async fn stage(&self, partition: &Partition, fresh: &Collection) -> Result<i64, StoreError> {
+        let mut rows = self.0.lock().unwrap();
+        if rows.held(partition, &fresh.name, Some(Hold::Served)).is_some() {
+            let words = "the collection is served: another move came between";
+            return Err(StoreError::new(ErrorKind::Conflict, "memory", "collection.stage", words));
+        }
+        let row = rows.put(partition, fresh, State::Written, self.now());
+        row.registered.moves += 1;
+        Ok(row.registered.moves)
+    }
+
+    async fn switch(
+        &self,
+        partition: &Partition,
+        from: &CollectionName,
+        (to, number): (&CollectionName, i64),
+    ) -> Result<bool, StoreError> {
+        let mut rows = self.0.lock().unwrap();
+        let is_served = rows.named(partition, from).is_some_and(|row| row.registered.state == State::Served);
+        if !is_served || rows.held(partition, to, Some(Hold::Moving(number))).is_none() {
+            return Ok(false);
+        }
+        for (name, state) in [(from, State::Left), (to, State::Served)] {
+            rows.named(partition, name).unwrap().enter(state, self.now());
+        }
+        Ok(true)
+    }
+
+    async fn list(&self, tenant: TenantId) -> Result<Vec<Registered>, StoreError> {
         let rows = self.0.lock().unwrap();
-        let own = rows.iter().filter(|((of, _), _)| *of == tenant);
-        Ok(own.map(|((_, model), (row, _))| (ModelId::parse(model).unwrap(), row.clone())).collect())
+        let own = rows.rows.iter().filter(|row| row.tenant == tenant);
+        Ok(own.map(|row| row.registered.clone()).collect())
     }
 
     async fn tenants(&self) -> Result<Vec<TenantId>, StoreError> {
-        let mut tenants: Vec<TenantId> = self.0.lock().unwrap().keys().map(|(tenant, _)| *tenant).collect();
+        let mut tenants: Vec<TenantId> = self.0.lock().unwrap().rows.iter().map(|row| row.tenant).collect();
+        tenants.sort();
         tenants.dedup();
         Ok(tenants)
+    }
+
+    async fn owned(&self) -> Result<u64, StoreError> {
+        let rows = self.0.lock().unwrap();
+        let own = |row: &&Row| row.registered.collection.placement == Placement::Own;
+        Ok(rows.rows.iter().filter(own).count() as u64)
+    }
+
+    async fn chosen(&self, tenant: TenantId) -> Result<Option<Placement>, StoreError> {
+        Ok(self.0.lock().unwrap().chosen.get(&tenant).copied())
     }
 }
 
@@ -100,6 +233,8 @@ pub struct Site {
     pub folder: TempDir,
     pub registry: Arc<MemoryRegistry>,
     pub clock: Moved,
+    /// The secret that names are made with, of this site's own: on a real server sites have no collection in common.
+    names: SecretString,
     url: String,
     api_key: String,
 }
@@ -122,8 +257,15 @@ impl Site {
     }
 
     fn over(stand_in: Option<StandIn>, url: String, api_key: String) -> Self {
-        let (folder, registry) = (TempDir::new().unwrap(), Arc::default());
-        Self { stand_in, folder, registry, clock: Moved::default(), url, api_key }
+        let (folder, clock) = (TempDir::new().unwrap(), Moved::default());
+        let registry = Arc::new(MemoryRegistry(Mutex::default(), clock.clone()));
+        let names = SystemIds(SystemClock).uuid().to_string().into();
+        Self { stand_in, folder, registry, clock, names, url, api_key }
+    }
+
+    /// Chooses a placement for a tenant, as an operator does.
+    pub fn choose(&self, tenant: TenantId, placement: Placement) {
+        self.registry.0.lock().unwrap().chosen.insert(tenant, placement);
     }
 
     pub fn settings(&self) -> QdrantSettings {
@@ -141,7 +283,7 @@ impl Site {
     pub fn index_with(&self, settings: QdrantSettings) -> QdrantIndex {
         let parts = QdrantParts {
             registry: Arc::clone(&self.registry) as Arc<dyn Registry>,
-            names: NameKey::new(&"the key of a deployment".to_owned().into()),
+            names: NameKey::new(&self.names),
             calls: Arc::default(),
             clock: Arc::new(self.clock.clone()),
             ids: Arc::new(SystemIds(SystemClock)),
@@ -193,16 +335,23 @@ impl Site {
         self.stand_in = Some(StandIn::start(self.folder.path(), &self.api_key, port));
     }
 
-    /// Takes away everything that was made through this site's registry, and sees that nothing is left.
+    /// Takes away everything that was made through this site's registry, and sees that nothing is left but shared
+    /// collections, which stay and are empty once nothing can be late any more.
     pub async fn clear(&self, index: &QdrantIndex) {
-        for tenant in index.tenants().await.unwrap() {
-            for partition in index.partitions(tenant).await.unwrap() {
-                index.remove(&partition).await.unwrap();
+        for _ in 0..2 {
+            for tenant in index.tenants().await.unwrap() {
+                for partition in index.partitions(tenant).await.unwrap() {
+                    index.remove(&partition).await.unwrap();
+                }
             }
+            self.clock.advance(Duration::from_hours(1));
         }
         assert_eq!(index.tenants().await.unwrap(), []);
         if let Some(stand_in) = &self.stand_in {
-            assert_eq!(stand_in.collections(), Vec::<String>::new());
+            for name in stand_in.collections() {
+                assert_eq!(name, index.laboratory_shared(&partition(1, 1)));
+                assert_eq!(self.points(&name).await.len(), 0);
+            }
         }
     }
 }

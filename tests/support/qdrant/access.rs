@@ -3,6 +3,7 @@
 
 use std::sync::PoisonError;
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
 use tonic::metadata::MetadataMap;
@@ -72,8 +73,14 @@ impl State {
         rules.leeway = 0;
         rules.required_spec_claims.clear();
         let key = DecodingKey::from_secret(self.api_key.as_bytes());
-        let token = jsonwebtoken::decode::<Claims>(&credential, &key, &rules)
-            .map_err(|_| Status::unauthenticated("Invalid API key or JWT"))?;
+        let token = jsonwebtoken::decode::<Claims>(&credential, &key, &rules).map_err(|error| match error
+            .kind()
+        {
+            ErrorKind::ExpiredSignature | ErrorKind::InvalidSignature => {
+                Status::permission_denied(error.to_string())
+            }
+            _ => Status::unauthenticated("Invalid API key or JWT"),
+        })?;
         let is_allowed = match (token.claims.access, needs) {
             (None, _) => true,
             (Some(Access::Global(access)), Needs::Read(_)) => access == "r" || access == "m",

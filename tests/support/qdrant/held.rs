@@ -120,6 +120,8 @@ impl State {
         std::fs::create_dir_all(&path).map_err(failed)?;
         let shard = EdgeShard::new(&path, config(request)?);
         collections.insert(name.clone(), Held::new(path, shard)?);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.insert(name.clone(), (request.clone(), Vec::new()));
         Ok(())
     }
 

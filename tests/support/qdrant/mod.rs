@@ -6,6 +6,7 @@
 
 mod access;
 mod convert;
+pub mod gate;
 mod held;
 mod points;
 
@@ -17,13 +18,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use qdrant_client::qdrant::CreateCollection;
 use qdrant_client::qdrant::collections_server::CollectionsServer;
 use qdrant_client::qdrant::points_server::PointsServer;
 use qdrant_client::qdrant::qdrant_server::QdrantServer;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 
 pub use access::Seen;
+pub use gate::Arrived;
+use gate::Gate;
 use held::Held;
 
 /// What it says of itself wherever it is asked.
@@ -31,6 +36,9 @@ pub const VERSION: &str = "stand-in (qdrant-edge 0.7.2)";
 
 /// Bytes of a request, as the real server takes at most.
 const REQUEST_BYTES: usize = 32 * 1024 * 1024;
+
+/// How a collection was asked for since the start, and which of its fields tell tenants apart.
+pub type Made = (CreateCollection, Vec<String>);
 
 /// What the services share.
 #[derive(Clone)]
@@ -41,7 +49,9 @@ pub(crate) struct State {
     api_key: String,
     collections: RwLock<HashMap<String, Arc<Held>>>,
     seen: Mutex<Vec<Seen>>,
+    made: Mutex<HashMap<String, Made>>,
     lag_ms: AtomicU64,
+    gate: Gate,
 }
 
 impl std::ops::Deref for Shared {
@@ -79,7 +89,9 @@ impl StandIn {
             api_key: api_key.to_owned(),
             collections: RwLock::new(held::load_all(folder)),
             seen: Mutex::default(),
+            made: Mutex::default(),
             lag_ms: AtomicU64::new(0),
+            gate: Gate::default(),
         }));
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
@@ -110,6 +122,11 @@ impl StandIn {
         names
     }
 
+    /// How a collection was asked for.
+    pub fn made(&self, name: &str) -> Option<Made> {
+        self.shared.made.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     /// Every call with its credential since the last time.
     pub fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner))
@@ -119,6 +136,30 @@ impl StandIn {
     pub fn lag(&self, lag: Duration) {
         let lag = u64::try_from(lag.as_millis()).expect("short");
         self.shared.lag_ms.store(lag, Ordering::Relaxed);
+    }
+
+    /// From now on each change of points waits for its fate: what arrives is to be taken from here.
+    pub fn close_gate(&self) -> UnboundedReceiver<Arrived> {
+        self.shared.gate.close()
+    }
+
+    /// Lets changes through again.
+    pub fn open_gate(&self) {
+        self.shared.gate.open();
+    }
+
+    /// Has a late change arrive, the one of this number among those that are late, in the order in which they were
+    /// sent. What it was for may be gone.
+    pub fn deliver(&self, number: usize) {
+        let late = self.shared.gate.take_late(number);
+        if let Ok(held) = self.shared.collection(&late.collection) {
+            held.change(late.change).expect("it was good when it was sent");
+        }
+    }
+
+    /// Loses every late change.
+    pub fn lose_late(&self) {
+        self.shared.gate.lose_late();
     }
 
     /// Stops, at once and for whoever waits for an answer.

@@ -1,7 +1,8 @@
 //! Points: written, deleted, read and searched.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
 use qdrant_client::qdrant::points_server::Points;
 use qdrant_client::qdrant::{self as wire, PointsOperationResponse, query, vector_input};
@@ -127,6 +128,31 @@ fn deletion(request: &wire::DeletePoints) -> Result<UpdateOperation, Status> {
     Ok(UpdateOperation::PointOperation(operation))
 }
 
+impl Shared {
+    /// Makes a change of points, if and when the gate lets it through.
+    async fn change(
+        &self,
+        collection: &str,
+        change: UpdateOperation,
+    ) -> Result<Response<PointsOperationResponse>, Status> {
+        let (change, told) = self.gate.pass(collection, change).await;
+        if let Some(change) = change {
+            // Looked up now: the collection may have gone while this waited.
+            let held = self.collection(collection)?;
+            blocking(held, move |held| held.change(change)).await?;
+        }
+        told?;
+        self.lag().await;
+        Ok(completed())
+    }
+}
+
+/// Whether points are to be laid out by this field. A shard here is laid out as ever.
+fn tells_tenants_apart(request: &wire::CreateFieldIndexCollection) -> bool {
+    let params = request.field_index_params.as_ref().and_then(|params| params.index_params.as_ref());
+    matches!(params, Some(IndexParams::UuidIndexParams(params)) if params.is_tenant == Some(true))
+}
+
 #[tonic::async_trait]
 impl Points for Shared {
     async fn upsert(
@@ -134,11 +160,8 @@ impl Points for Shared {
         request: Request<wire::UpsertPoints>,
     ) -> Result<Response<PointsOperationResponse>, Status> {
         self.check(&request, "upsert", Needs::Write(&request.get_ref().collection_name))?;
-        let held = self.collection(&request.get_ref().collection_name)?;
-        let operation = upsert(request.into_inner())?;
-        blocking(held, move |held| held.change(operation)).await?;
-        self.lag().await;
-        Ok(completed())
+        let name = request.get_ref().collection_name.clone();
+        self.change(&name, upsert(request.into_inner())?).await
     }
 
     async fn delete(
@@ -146,11 +169,8 @@ impl Points for Shared {
         request: Request<wire::DeletePoints>,
     ) -> Result<Response<PointsOperationResponse>, Status> {
         self.check(&request, "delete points", Needs::Write(&request.get_ref().collection_name))?;
-        let held = self.collection(&request.get_ref().collection_name)?;
         let operation = deletion(request.get_ref())?;
-        blocking(held, move |held| held.change(operation)).await?;
-        self.lag().await;
-        Ok(completed())
+        self.change(&request.get_ref().collection_name, operation).await
     }
 
     async fn create_field_index(
@@ -166,6 +186,14 @@ impl Points for Shared {
             wire::FieldType::Keyword => PayloadSchemaType::Keyword,
             _ => return Err(Status::unimplemented(VERSION)),
         };
+        if tells_tenants_apart(&request) {
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            made.entry(request.collection_name.clone()).and_modify(|(_, fields)| {
+                if !fields.contains(&request.field_name) {
+                    fields.push(request.field_name.clone());
+                }
+            });
+        }
         let field_name =
             request.field_name.parse().map_err(|()| Status::invalid_argument("Wrong input: a field"))?;
         let field_schema = Some(PayloadFieldSchema::FieldType(kind));

@@ -1,0 +1,97 @@
+//! Brings what an index holds of a partition to the graph as it is: what differs is written, and nothing else.
+//!
+//! **Invariant:** each transaction leads on from the one before, and the last alone says that the graph is complete.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::{GraphChange, GraphHead, GraphIndex, LinkedChunk};
+use crate::domain::Seq;
+use crate::domain::ids::{ChunkId, IdSource};
+use crate::store::error::StoreError;
+use crate::store::partition::Partition;
+
+/// A whole graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeGraph {
+    /// Everything up to here is in it.
+    pub seq: Seq,
+    /// Its chunks, in no order.
+    pub chunks: Vec<LinkedChunk>,
+}
+
+/// Writes what differs between `whole` and what the index holds behind `head`, `most` chunks in a transaction.
+///
+/// Returns the token of the graph that is there then.
+///
+/// # Errors
+/// As [`GraphIndex::apply`]: `Conflict` when somebody else changed it since `head`. What was written stays, and is taken
+/// into account by whoever begins anew.
+pub async fn bring(
+    index: &dyn GraphIndex,
+    partition: &Partition,
+    head: GraphHead,
+    whole: &WholeGraph,
+    (most, ids): (usize, &dyn IdSource),
+) -> Result<Uuid, StoreError> {
+    let (seq, chunks) = (whole.seq, whole.chunks.len() as u64);
+    let marks = index.marks(partition).await?;
+    let (mut removed, mut added) = differences(&whole.chunks, marks);
+    let (most, mut from) = (most.max(1), head.token);
+    loop {
+        let gone = removed.split_off(removed.len().saturating_sub(most));
+        let come = added.split_off(added.len().saturating_sub(most));
+        let is_last = removed.is_empty() && added.is_empty();
+        let to = ids.uuid();
+        let change =
+            GraphChange { from, to, removed: gone, added: come, seq: is_last.then_some(seq), chunks };
+        index.apply(partition, &change).await?;
+        if is_last {
+            return Ok(to);
+        }
+        from = to;
+    }
+}
+
+/// Chunks that the index has and the graph has not, and those that the index lacks or has otherwise.
+fn differences(graph: &[LinkedChunk], mut marks: HashMap<ChunkId, i64>) -> (Vec<ChunkId>, Vec<LinkedChunk>) {
+    let differs = |chunk: &&LinkedChunk| marks.remove(&chunk.chunk) != Some(chunk.mark());
+    let added = graph.iter().filter(differs).cloned().collect();
+    (marks.into_keys().collect(), added)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(n: u128, names: &[u64]) -> LinkedChunk {
+        LinkedChunk {
+            chunk: ChunkId(Uuid::from_u128(n)),
+            own: None,
+            names: names.to_vec(),
+            concepts: Vec::new(),
+            groups: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_gone_new_or_otherwise_differs_and_nothing_else() {
+        let held = [chunk(1, &[1]), chunk(2, &[2]), chunk(3, &[3])];
+        let marks = held.iter().map(|chunk| (chunk.chunk, chunk.mark())).collect();
+        let now = [chunk(2, &[2]), chunk(3, &[3, 4]), chunk(5, &[5])];
+        let (removed, added) = differences(&now, marks);
+        assert_eq!(removed, [held[0].chunk]);
+        assert_eq!(added, now[1..]);
+    }
+
+    #[test]
+    fn an_entity_as_a_name_and_as_a_concept_are_told_apart() {
+        let name = chunk(1, &[7]);
+        let concept = LinkedChunk { names: Vec::new(), concepts: vec![7], ..name.clone() };
+        let own = LinkedChunk { names: Vec::new(), own: Some(7), ..name.clone() };
+        assert_ne!(name.mark(), concept.mark());
+        assert_ne!(name.mark(), own.mark());
+    }
+}
