@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** no input or output, no async, no import from another floor.
 
+pub mod address;
 pub mod audit;
 pub mod clock;
 pub mod document;

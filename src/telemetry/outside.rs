@@ -11,6 +11,8 @@ use std::time::Duration;
 use reqwest::Url;
 use secrecy::SecretString;
 
+use crate::domain::address::is_on_loopback;
+
 /// A receiver cannot be spoken to as it is configured.
 #[derive(Debug, thiserror::Error)]
 pub enum OutsideError {
@@ -39,27 +41,13 @@ pub enum OutsideError {
     Address(&'static str),
 }
 
-/// An address that may be sent to: https, or http on loopback.
-pub(super) fn address(url: &str) -> Result<Url, &'static str> {
-    let rule = "an https address without credentials, or http on loopback";
-    let url = Url::parse(url).map_err(|_| rule)?;
-    let bare = url.username().is_empty() && url.password().is_none();
-    let allowed = url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url));
-    if bare && allowed && url.has_host() { Ok(url) } else { Err(rule) }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 /// A client for this address.
 pub(super) fn client(url: &Url, timeout: Duration) -> Result<reqwest::Client, OutsideError> {
     let mut client = reqwest::Client::builder()
         .timeout(timeout)
         .connect_timeout(Duration::from_secs(5))
         .redirect(reqwest::redirect::Policy::none());
-    if is_loopback(url) {
+    if is_on_loopback(url) {
         client = client.no_proxy();
     }
     client.build().map_err(OutsideError::Client)
@@ -85,24 +73,6 @@ pub(super) fn secret(path: &Path) -> Result<SecretString, OutsideError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_is_sent_in_the_clear_beyond_loopback() {
-        for good in
-            ["https://alarms.test/hook", "http://127.0.0.1:9/x", "http://[::1]:9/x", "http://localhost/x"]
-        {
-            assert!(address(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "http://alarms.test/hook",
-            "http://10.0.0.1/x",
-            "https://u:p@alarms.test/",
-            "ftp://127.0.0.1/",
-            "x",
-        ] {
-            assert!(address(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_secret_that_others_can_read_or_that_is_none_is_not_used() {

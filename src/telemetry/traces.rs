@@ -23,6 +23,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::outside::{self, OutsideError};
+use crate::domain::address::guarded;
 
 /// How often spans are sent.
 const EVERY: Duration = Duration::from_secs(2);
@@ -45,7 +46,7 @@ impl TraceSettings {
     pub(super) fn validate(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if !self.url.is_empty()
-            && let Err(rule) = outside::address(&self.url)
+            && let Err(rule) = guarded(&self.url)
         {
             faults.push(format!("telemetry.traces.url: {rule}"));
         }
@@ -72,7 +73,7 @@ impl Traces {
         if settings.url.is_empty() {
             return Ok(None);
         }
-        let url = outside::address(&settings.url).map_err(OutsideError::Address)?;
+        let url = guarded(&settings.url).map_err(OutsideError::Address)?;
         let timeout = Duration::from_secs(settings.timeout_seconds.max(1));
         let client = Sender { client: outside::client(&url, timeout)?, runtime: Handle::current() };
         let exporter = SpanExporter::builder()

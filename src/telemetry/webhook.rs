@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::alarms::{Alarm, Alarms, Deliveries};
 use super::outside::{self, OutsideError};
+use crate::domain::address::guarded;
 use crate::domain::clock::Clock;
 use crate::domain::ids::IdSource;
 
@@ -50,7 +51,7 @@ impl WebhookSettings {
         if self.url.is_empty() {
             return faults;
         }
-        if let Err(rule) = outside::address(&self.url) {
+        if let Err(rule) = guarded(&self.url) {
             faults.push(format!("telemetry.webhook.url: {rule}"));
         }
         if self.secret_file.is_none() {
@@ -92,7 +93,7 @@ pub fn alarms(
     let Some(secret_file) = settings.secret_file.as_ref().filter(|_| !settings.url.is_empty()) else {
         return Ok((Alarms::over(node, clock, ids, None, deliveries), None));
     };
-    let url = outside::address(&settings.url).map_err(OutsideError::Address)?;
+    let url = guarded(&settings.url).map_err(OutsideError::Address)?;
     let (sender, queue) = mpsc::channel(settings.queue.max(1));
     let webhook = Webhook {
         queue,

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
 use super::settings::{KeySource, TokenAlgorithm};
+use crate::domain::address::{guarded, is_on_loopback};
 use crate::domain::clock::Clock;
 
 /// The largest set that is read, bytes.
@@ -200,21 +201,6 @@ impl WireKey {
     }
 }
 
-/// An address of a key set that may be asked: https, or http on loopback.
-pub(super) fn checked_url(raw: &str) -> Result<Url, &'static str> {
-    let rule = "an https address without credentials, or http on loopback";
-    let url = Url::parse(raw).map_err(|_| rule)?;
-    let plain = url.username().is_empty() && url.password().is_none();
-    let allowed = url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url));
-    if plain && allowed && url.host_str().is_some() { Ok(url) } else { Err(rule) }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
 #[derive(Debug)]
 enum Source {
     Fixed,
@@ -268,9 +254,7 @@ impl KeyRing {
                 let set = KeySet::parse(algorithm, &read(path)?)?;
                 (Source::SetFile(path.clone()), Some(set))
             }
-            KeySource::JwksUrl(url) => {
-                (Source::SetUrl(checked_url(url).map_err(KeySetError::Content)?), None)
-            }
+            KeySource::JwksUrl(url) => (Source::SetUrl(guarded(url).map_err(KeySetError::Content)?), None),
         };
         Ok(Self::holding(source, algorithm, clock, set))
     }
@@ -384,7 +368,7 @@ async fn download(url: &Url) -> Result<Vec<u8>, KeySetError> {
         // A redirect could lead to an address that the configuration would refuse.
         .redirect(reqwest::redirect::Policy::none())
         .timeout(FETCH_WITHIN);
-    if is_loopback(url) {
+    if is_on_loopback(url) {
         client = client.no_proxy();
     }
     let client = client.build().map_err(KeySetError::Fetch)?;

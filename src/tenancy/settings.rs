@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::hints::HostPattern;
 use super::scope::Role;
+use crate::domain::address::guarded;
 use crate::domain::ids::{Slug, TenantId};
 
 /// The longest that a directory's answer may be reused, and hence half of what a revocation may take.
@@ -263,7 +264,7 @@ impl IssuerProfile {
             }
         }
         if let KeySource::JwksUrl(url) = &self.keys
-            && let Err(rule) = super::jwks::checked_url(url)
+            && let Err(rule) = guarded(url)
         {
             faults.push(format!("keys.jwks_url: {rule}"));
         }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::BackupError;
+use crate::domain::address::guarded;
 
 /// Bytes of one piece of an upload, and how many are under way: the least that S3 takes is 5 MiB.
 const PIECE: usize = 8 << 20;
@@ -93,9 +94,8 @@ impl Depot {
             .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
         let endpoint =
             std::env::var("AWS_ENDPOINT").or_else(|_| std::env::var("AWS_ENDPOINT_URL")).unwrap_or_default();
-        if let Some(authority) = endpoint.strip_prefix("http://") {
-            let host = authority.split(['/', ':']).next().unwrap_or_default();
-            if !["127.0.0.1", "localhost"].contains(&host) {
+        if endpoint.starts_with("http://") {
+            if guarded(&endpoint).is_err() {
                 let words = format!("{endpoint} is plain HTTP, which is for loopback alone; use https");
                 return Err(BackupError::Place { place: place.to_owned(), words });
             }

@@ -9,6 +9,7 @@ use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use crate::domain::address::is_loopback;
 use crate::store::audit::spool::LEAST_BYTES;
 
 /// `[audit.mongodb]`
@@ -134,7 +135,7 @@ fn guarded(url: &str, setting: &'static str) -> Result<(), MongoError> {
     };
     let is_srv = matches!(parsed.host_info, HostInfo::DnsRecord(_));
     let is_local = match &parsed.host_info {
-        HostInfo::HostIdentifiers(hosts) => !hosts.is_empty() && hosts.iter().all(is_loopback),
+        HostInfo::HostIdentifiers(hosts) => !hosts.is_empty() && hosts.iter().all(is_local),
         _ => false,
     };
     let is_verified = match &parsed.tls {
@@ -149,12 +150,9 @@ fn guarded(url: &str, setting: &'static str) -> Result<(), MongoError> {
     refused("beyond loopback it wants credentials and tls=true, with certificates that are verified")
 }
 
-fn is_loopback(address: &ServerAddress) -> bool {
+fn is_local(address: &ServerAddress) -> bool {
     match address {
-        ServerAddress::Tcp { host, .. } => {
-            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-            host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-        }
+        ServerAddress::Tcp { host, .. } => is_loopback(host),
         // A socket is on this machine.
         _ => true,
     }

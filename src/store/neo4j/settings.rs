@@ -2,12 +2,12 @@
 //!
 //! **Invariant:** beyond loopback the server's certificate is verified and a password is given.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use crate::domain::address::is_on_loopback;
 use crate::store::layers::CallSettings;
 
 /// `[graph.neo4j]`; every field has a default.
@@ -113,13 +113,12 @@ struct Place {
 /// `None`: no address that is spoken with. `+ssc`, which asks for certificates that nobody verifies, is none.
 fn place(url: &str) -> Option<Place> {
     let url = reqwest::Url::parse(url).ok()?;
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let plain = matches!(url.scheme(), "bolt" | "neo4j");
     let is_encrypted = matches!(url.scheme(), "bolt+s" | "neo4j+s");
     let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
-    let is_loopback =
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    ((plain || is_encrypted) && bare && !host.is_empty()).then_some(Place { is_loopback, is_encrypted })
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    ((plain || is_encrypted) && bare && has_host)
+        .then(|| Place { is_loopback: is_on_loopback(&url), is_encrypted })
 }
 
 #[cfg(test)]

@@ -2,8 +2,6 @@
 //!
 //! **Invariant:** an address that cannot be used is refused without a word of it, since it may hold a password.
 
-use std::net::IpAddr;
-
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -11,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::pools::RoleAddresses;
 use super::roles::Role;
 use super::secrets::RoleSecrets;
+use crate::domain::address::is_loopback;
 
 /// The most servers that an address may name.
 const SERVERS: usize = 16;
@@ -153,10 +152,8 @@ pub(super) fn place(url: &str) -> Result<Option<PgConnectOptions>, AddressError>
 
 /// Refuses what is beyond loopback without a verified certificate.
 fn require_verified(address: &PgConnectOptions) -> Result<(), AddressError> {
-    let host = address.get_host().trim_matches(['[', ']']);
-    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback());
     let verified = matches!(address.get_ssl_mode(), PgSslMode::VerifyFull);
-    if address.get_socket().is_some() || loopback || verified {
+    if address.get_socket().is_some() || is_loopback(address.get_host()) || verified {
         Ok(())
     } else {
         Err(AddressError::Unverified)

@@ -6,6 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::token::LONGEST_LIFE_SECONDS;
+use crate::domain::address::guarded;
 use crate::store::layers::CallSettings;
 
 /// By how much clocks, and a server's patience with what has just expired, may differ, seconds.
@@ -81,7 +82,7 @@ impl QdrantSettings {
                 faults.push(format!("vectors.qdrant.{fault}"));
             }
         };
-        require(is_safe(&self.url), "url: https, or http on loopback, without credentials");
+        require(guarded(&self.url).is_ok(), "url: https, or http on loopback, without credentials");
         require(
             self.api_key.is_some() || self.api_key_file.is_some(),
             "api_key_file: Qdrant is used with an API key and tokens only",
@@ -97,16 +98,6 @@ impl QdrantSettings {
         require((1..=1024).contains(&self.wal_capacity_mb), "wal_capacity_mb: 1 to 1024");
         faults
     }
-}
-
-/// Whether nothing is sent in the clear beyond loopback.
-fn is_safe(url: &str) -> bool {
-    let Ok(url) = reqwest::Url::parse(url) else { return false };
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let is_loopback =
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    let is_encrypted = url.scheme() == "https" || (url.scheme() == "http" && is_loopback);
-    is_encrypted && !host.is_empty() && url.username().is_empty() && url.password().is_none()
 }
 
 #[cfg(test)]

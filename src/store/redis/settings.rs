@@ -2,13 +2,13 @@
 //!
 //! **Invariant:** beyond loopback the server's certificate is verified and a password is given.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::domain::address::is_loopback;
 use crate::store::layers::OneCallSettings;
 
 /// `[redis]`
@@ -69,11 +69,6 @@ impl RedisSettings {
             _ => Ok(info),
         }
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
