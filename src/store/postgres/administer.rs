@@ -3,6 +3,9 @@
 //! **Invariant:** each change takes an act, and is committed with it or not at all.
 
 use chrono::{DateTime, Utc};
+use sqlx::Postgres;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -45,6 +48,22 @@ pub struct NewOperatorKey<'a> {
 }
 
 impl Stores {
+    /// Makes a change, and commits it with its act. `None`: there was nothing to change, and nothing is recorded.
+    async fn decide<T>(
+        &self,
+        (operation, act): (&'static str, Act),
+        tenant: Option<TenantId>,
+        change: Query<'_, Postgres, PgArguments>,
+        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut tx = self.postgres().control(tenant).await?;
+        let row = change.fetch_optional(&mut *tx).await.map_err(failed(operation))?;
+        let Some(row) = row else { return Ok(None) };
+        let changed = read(&row).map_err(failed(operation))?;
+        tx.commit(act).await?;
+        Ok(Some(changed))
+    }
+
     /// Makes a tenant. `None`: the slug is taken.
     ///
     /// # Errors
@@ -55,11 +74,8 @@ impl Stores {
         name: &str,
         slug: &Slug,
     ) -> Result<Option<TenantView>, StoreError> {
-        const OPERATION: &str = "tenant.create";
-        let postgres = self.postgres();
-        let tenant = TenantId(postgres.ids.uuid());
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let row = sqlx::query(
+        let tenant = TenantId(self.postgres().ids.uuid());
+        let made = sqlx::query(
             "insert into tenant (tenant_id, name, slug, state, created_at, updated_at)
              values ($1, $2, $3, 'active', $4, $4)
              on conflict (slug) where state <> 'deleted' do nothing returning tenant_id, name, slug, state",
@@ -67,14 +83,8 @@ impl Stores {
         .bind(tenant.0)
         .bind(name)
         .bind(slug.as_str())
-        .bind(postgres.clock.now())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let Some(row) = row else { return Ok(None) };
-        let view = view(&row).map_err(failed(OPERATION))?;
-        tx.commit(act.0).await?;
-        Ok(Some(view))
+        .bind(self.postgres().clock.now());
+        self.decide(("tenant.create", act.0), Some(tenant), made, view).await
     }
 
     /// Sets limits of a tenant: numbers by name, null to take one back. `None`: there is none, or it is deleted.
@@ -87,23 +97,14 @@ impl Stores {
         tenant: TenantId,
         changes: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<Option<(TenantView, LimitOverrides)>, StoreError> {
-        const OPERATION: &str = "tenant.limits";
-        let postgres = self.postgres();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let row = sqlx::query(
+        let set = sqlx::query(
             "update tenant set limits = jsonb_strip_nulls(limits || $2), updated_at = $3
              where tenant_id = $1 and state <> 'deleted' returning tenant_id, name, slug, state, limits",
         )
         .bind(tenant.0)
         .bind(Json(changes))
-        .bind(postgres.clock.now())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let Some(row) = row else { return Ok(None) };
-        let view = with_limits(&row).map_err(failed(OPERATION))?;
-        tx.commit(act.0).await?;
-        Ok(Some(view))
+        .bind(self.postgres().clock.now());
+        self.decide(("tenant.limits", act.0), Some(tenant), set, with_limits).await
     }
 
     /// Suspends or resumes a tenant. `None`: there is none, or it is deleted.
@@ -116,23 +117,14 @@ impl Stores {
         tenant: TenantId,
         suspended: bool,
     ) -> Result<Option<TenantView>, StoreError> {
-        const OPERATION: &str = "tenant.suspend";
-        let postgres = self.postgres();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let row = sqlx::query(
+        let set = sqlx::query(
             "update tenant set state = $2, updated_at = $3 where tenant_id = $1 and state <> 'deleted'
              returning tenant_id, name, slug, state",
         )
         .bind(tenant.0)
         .bind(if suspended { "suspended" } else { "active" })
-        .bind(postgres.clock.now())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let Some(row) = row else { return Ok(None) };
-        let view = view(&row).map_err(failed(OPERATION))?;
-        tx.commit(act.0).await?;
-        Ok(Some(view))
+        .bind(self.postgres().clock.now());
+        self.decide(("tenant.suspend", act.0), Some(tenant), set, view).await
     }
 
     /// Deletes a tenant: refused from now on, its keys gone, a job for the rest. `None`: there is none.
@@ -144,40 +136,26 @@ impl Stores {
         act: OperatorAct,
         tenant: TenantId,
     ) -> Result<Option<(TenantView, Uuid)>, StoreError> {
-        const OPERATION: &str = "tenant.delete";
-        let postgres = self.postgres();
-        let now = postgres.clock.now();
-        let job = postgres.ids.uuid();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let row = sqlx::query(
-            "update tenant set state = 'deleted', updated_at = $2 where tenant_id = $1 and state <> 'deleted'
-             returning tenant_id, name, slug, state",
+        let job = self.postgres().ids.uuid();
+        let deleted = sqlx::query(
+            "with gone as (
+                 update tenant set state = 'deleted', updated_at = $2
+                 where tenant_id = $1 and state <> 'deleted' returning tenant_id, name, slug, state
+             ), keys as (
+                 delete from api_key where tenant_id in (select tenant_id from gone)
+             ), purge as (
+                 insert into job
+                     (tenant_id, job_id, namespace_id, kind, state, cost, due_at, created_at, updated_at)
+                 select tenant_id, $3, $4, 'purge_tenant', 'queued', 0, $2, $2, $2 from gone
+             )
+             select tenant_id, name, slug, state from gone",
         )
         .bind(tenant.0)
-        .bind(now)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let Some(row) = row else { return Ok(None) };
-        sqlx::query("delete from api_key where tenant_id = $1")
-            .bind(tenant.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(OPERATION))?;
-        sqlx::query(
-            "insert into job (tenant_id, job_id, namespace_id, kind, state, cost, due_at, created_at, updated_at)
-             values ($1, $2, $3, 'purge_tenant', 'queued', 0, $4, $4, $4)",
-        )
-        .bind(tenant.0)
+        .bind(self.postgres().clock.now())
         .bind(job)
-        .bind(Uuid::nil())
-        .bind(now)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed(OPERATION))?;
-        let view = view(&row).map_err(failed(OPERATION))?;
-        tx.commit(act.0.making(job)).await?;
-        Ok(Some((view, job)))
+        .bind(Uuid::nil());
+        let act = ("tenant.delete", act.0.making(job));
+        Ok(self.decide(act, Some(tenant), deleted, view).await?.map(|tenant| (tenant, job)))
     }
 
     /// Stores a tenant's new key. `false`: there is no such tenant, or it is deleted.
@@ -190,12 +168,10 @@ impl Stores {
         tenant: TenantId,
         key: &NewKey,
     ) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let done = sqlx::query(
+        let stored = sqlx::query(
             "insert into api_key (tenant_id, key_id, digest, name, roles, namespaces, created_at, expires_at)
              select tenant_id, $2, $3, $4, $5, $6, $7, $8 from tenant where tenant_id = $1 and state <> 'deleted'
-             for share",
+             for share returning key_id",
         )
         .bind(tenant.0)
         .bind(&key.key_id)
@@ -203,16 +179,9 @@ impl Stores {
         .bind(&key.name)
         .bind(&key.roles)
         .bind(&key.namespaces)
-        .bind(postgres.clock.now())
-        .bind(key.expires_at)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("key.create"))?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
-        }
-        tx.commit(act.0).await?;
-        Ok(true)
+        .bind(self.postgres().clock.now())
+        .bind(key.expires_at);
+        Ok(self.decide(("key.create", act.0), Some(tenant), stored, nothing).await?.is_some())
     }
 
     /// Revokes a key. `false`: the tenant has none of this identifier. Revoking again changes nothing.
@@ -225,22 +194,14 @@ impl Stores {
         tenant: TenantId,
         key_id: &str,
     ) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let done = sqlx::query(
-            "update api_key set revoked_at = coalesce(revoked_at, $3) where tenant_id = $1 and key_id = $2",
+        let revoked = sqlx::query(
+            "update api_key set revoked_at = coalesce(revoked_at, $3) where tenant_id = $1 and key_id = $2
+             returning key_id",
         )
         .bind(tenant.0)
         .bind(key_id)
-        .bind(postgres.clock.now())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("key.revoke"))?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
-        }
-        tx.commit(act.0).await?;
-        Ok(true)
+        .bind(self.postgres().clock.now());
+        Ok(self.decide(("key.revoke", act.0), Some(tenant), revoked, nothing).await?.is_some())
     }
 
     /// Stores another operator's credential.
@@ -266,24 +227,15 @@ impl Stores {
 
     /// `false`: there is one of this identifier.
     async fn operator_store(&self, act: Act, key: NewOperatorKey<'_>) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let mut tx = postgres.control(None).await?;
-        let done = sqlx::query(
+        let stored = sqlx::query(
             "insert into operator_key (key_id, digest, name, created_at) values ($1, $2, $3, $4)
-             on conflict (key_id) do nothing",
+             on conflict (key_id) do nothing returning key_id",
         )
         .bind(key.key_id)
         .bind(key.digest.as_slice())
         .bind(key.name)
-        .bind(postgres.clock.now())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("operator.create"))?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
-        }
-        tx.commit(act).await?;
-        Ok(true)
+        .bind(self.postgres().clock.now());
+        Ok(self.decide(("operator.create", act), None, stored, nothing).await?.is_some())
     }
 
     /// Notes where a tenant's vectors are to be: those that will come, and those that are moved then. `false`: there is
@@ -297,23 +249,21 @@ impl Stores {
         tenant: TenantId,
         placement: Placement,
     ) -> Result<bool, StoreError> {
-        let postgres = self.postgres();
-        let mut tx = postgres.control(Some(tenant)).await?;
-        let done = sqlx::query(
+        let chosen = sqlx::query(
             "insert into vector_placement (tenant_id, placement, chosen_at)
              select tenant_id, $2, $3 from tenant where tenant_id = $1 and state <> 'deleted' for share
-             on conflict (tenant_id) do update set placement = excluded.placement, chosen_at = excluded.chosen_at",
+             on conflict (tenant_id) do update set placement = excluded.placement, chosen_at = excluded.chosen_at
+             returning tenant_id",
         )
         .bind(tenant.0)
         .bind(placement.name())
-        .bind(postgres.clock.now())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("placement.choose"))?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
-        }
-        tx.commit(act.0).await?;
-        Ok(true)
+        .bind(self.postgres().clock.now());
+        Ok(self.decide(("placement.choose", act.0), Some(tenant), chosen, nothing).await?.is_some())
     }
+}
+
+/// Reads nothing of a row: that it is there says enough.
+#[expect(clippy::unnecessary_wraps, reason = "as those that read something")]
+fn nothing(_: &PgRow) -> Result<(), sqlx::Error> {
+    Ok(())
 }
