@@ -2,13 +2,15 @@
 //!
 //! What is compared is of one place in the history: the index is brought to the graph that one snapshot of the rows
 //! makes, and read between two looks at its head, which has another token after each change. While a graph is compared
-//! this server's own projector leaves it alone; when another server changes it, it is compared again.
+//! this server's own projector leaves it alone; when another server changes it, it is compared again, and after some
+//! attempts that server waits while it is read.
 //!
 //! **Invariant:** a write that is under way is never taken for a fault.
 //! **Invariant:** nothing is written anew unless that was asked for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -19,12 +21,18 @@ use crate::admin::IndexKeeper;
 use crate::domain::Seq;
 use crate::domain::ids::IdSource;
 use crate::retrieval::graph_of_record;
-use crate::store::graph::{GraphHead, WholeGraph};
+use crate::store::graph::{GraphHead, WholeGraph, Writers};
 use crate::store::postgres::examine::{Finding, FindingKind, IndexExamined};
 use crate::store::{Corpus, ErrorKind, StoreError};
 
-/// How often a comparison begins anew since another server changed the graph under it.
+/// How often a comparison begins anew since another server changed the graph under it; from which on that server waits
+/// while it is read.
 const ATTEMPTS: usize = 20;
+const PATIENT: usize = 4;
+/// How often what cannot be read is looked at again, and when: what another server deletes while it is read may be seen
+/// half, and only what stays is damage.
+const LOOKS: usize = 2;
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Namespaces whose graph is being compared or written anew, with by how many. Clones share them.
 #[derive(Clone, Default)]
@@ -127,15 +135,26 @@ impl GraphKeeper {
 
     /// Does it with the corpus as it is now, and again when another server changed its graph meanwhile.
     async fn again(&self, corpus: &Corpus, task: Task) -> Result<(Seq, IndexExamined), StoreError> {
-        let mut attempts = 0;
+        let (mut attempts, mut looks) = (0, 0);
         loop {
             attempts += 1;
             // Its model may have changed, too.
             let Some(now) = self.now(corpus).await? else {
                 return Ok((corpus.seq(), IndexExamined::default()));
             };
-            let done = match self.once(&now, task).await {
+            let writers = if attempts > PATIENT { Writers::Wait } else { Writers::GoOn };
+            let done = match self.once(&now, task, writers).await {
                 Err(error) if error.kind == ErrorKind::Conflict && attempts < ATTEMPTS => continue,
+                Err(error) if error.kind == ErrorKind::Conflict => {
+                    let words = "another server changes it again and again";
+                    let late = StoreError::new(ErrorKind::Unavailable, "graph", "graph.keep", words);
+                    return Err(late.with_source(error));
+                }
+                Err(error) if error.kind == ErrorKind::Damaged && looks < LOOKS => {
+                    looks += 1;
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
                 done => done?,
             };
             if self.now(corpus).await?.is_some() {
@@ -153,7 +172,12 @@ impl GraphKeeper {
         Ok(now)
     }
 
-    async fn once(&self, corpus: &Corpus, task: Task) -> Result<(Seq, IndexExamined), StoreError> {
+    async fn once(
+        &self,
+        corpus: &Corpus,
+        task: Task,
+        writers: Writers,
+    ) -> Result<(Seq, IndexExamined), StoreError> {
         if task == Task::Renew {
             corpus.graph_remove().await?;
         }
@@ -161,7 +185,7 @@ impl GraphKeeper {
             return Ok((corpus.seq(), IndexExamined::default()));
         };
         let examined = match task {
-            Task::Compare => corpus.graph_compare(&whole, token).await?,
+            Task::Compare => corpus.graph_compare(&whole, token, writers).await?,
             Task::Renew => IndexExamined::default(),
         };
         Ok((whole.seq, examined))

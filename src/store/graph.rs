@@ -169,11 +169,21 @@ pub struct GraphChange {
     pub chunks: u64,
 }
 
+/// What becomes of changes while everything of a graph is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    /// They go on; the reading is for nothing then.
+    GoOn,
+    /// They wait, as long as the reading takes.
+    Wait,
+}
+
 /// An index of graphs, one partition at a time.
 ///
 /// Order: a change leads on from the head that it names, and from no other: applied late, twice or beside another one,
 /// it is refused, and nothing of it is done. Whoever applies asks for the head and for what is there, and begins anew.
-/// Visibility: all of a change is found by the next call, or nothing of it; it survives a crash.
+/// Visibility: all of an acknowledged change is found by the next call, and survives a crash; of one that is under way, a
+/// part may be.
 /// Isolation: nothing that was written for another partition is returned, or led over.
 /// Removal: behind `remove` there is nothing of the partition, and changes that come late are refused.
 #[async_trait]
@@ -226,12 +236,17 @@ pub trait GraphIndex: Send + Sync {
     /// whether it was applied.
     async fn apply(&self, partition: &Partition, change: &GraphChange) -> Result<(), StoreError>;
 
-    /// Everything that is there of the graph with this token.
+    /// Everything that is there of the graph with this token, while whoever would change it goes on or waits.
     ///
     /// # Errors
     /// As [`GraphIndex::head`]; `Conflict` when the head had another token before it was read, or has one behind it;
     /// `Damaged` when what is there cannot be read.
-    async fn contents(&self, partition: &Partition, token: Uuid) -> Result<GraphContents, StoreError>;
+    async fn contents(
+        &self,
+        partition: &Partition,
+        token: Uuid,
+        writers: Writers,
+    ) -> Result<GraphContents, StoreError>;
 
     /// Relations and nodes in and around a partition that are not wholly its own. It looks at everything there is of it,
     /// and takes its time: nobody's question waits behind it.

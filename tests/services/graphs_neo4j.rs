@@ -7,7 +7,9 @@ use bulkhead::domain::Seq;
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{ChunkId, TenantId};
 use bulkhead::retrieval::graph::Known;
-use bulkhead::store::graph::{GraphChange, GraphIndex, GraphLoaded, GraphWanted, LinkedChunk, LinkedGroup};
+use bulkhead::store::graph::{
+    GraphChange, GraphIndex, GraphLoaded, GraphWanted, LinkedChunk, LinkedGroup, Writers,
+};
 use bulkhead::store::layers::{CallSettings, Calls};
 use bulkhead::store::neo4j::{Neo4jGraph, Neo4jSettings};
 use bulkhead::store::{ErrorKind, Partition};
@@ -30,6 +32,7 @@ pub fn tests() -> Vec<Test> {
         a_chunk_that_goes_takes_what_it_alone_led_to,
         a_removed_namespace_leaves_nothing_and_its_neighbour_everything,
         a_removal_that_was_broken_off_is_found_and_ended,
+        of_removals_at_once_none_takes_from_a_graph_that_was_begun_anew,
         hostile_names_are_nowhere_in_it,
         answers_are_never_swapped_however_many_are_given_up,
         one_that_hangs_or_is_killed_is_told_and_used_again,
@@ -351,6 +354,82 @@ async fn a_removal_that_was_broken_off_is_found_and_ended() {
     assert_eq!(index.namespaces(tenant).await.expect("namespaces"), [namespace]);
     index.remove(tenant, namespace).await.expect("removed");
     assert_eq!(nodes_of(&raw, tenant).await, 0);
+}
+
+/// Chunks of a graph that takes a while to remove.
+const MANY: u128 = 300;
+
+/// Removes a graph again and again, with time between to begin it anew; every error but that somebody else changed it
+/// fails the test.
+async fn remove_often(index: &Neo4jGraph, partition: &Partition) {
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match index.remove(partition.tenant(), partition.namespace()).await {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}"),
+        }
+    }
+}
+
+async fn of_removals_at_once_none_takes_from_a_graph_that_was_begun_anew() {
+    let (index, partition) = (index(shared()), partition());
+    let chunks: Vec<LinkedChunk> = (1..=MANY).map(|n| linked(n, &[1, 2])).collect();
+    let ids = bulkhead::domain::ids::SystemIds(SystemClock);
+    let whole = bulkhead::store::graph::WholeGraph { seq: Seq(1), chunks };
+    let change = async || {
+        let head = index.begin(&partition, id()).await?;
+        bulkhead::store::graph::bring(&index, &partition, head, &whole, (500, &ids)).await
+    };
+    let look_at_head = async || {
+        let head = index.head(&partition).await.expect("a head");
+        head.filter(|head| head.seq == Some(Seq(1)))
+    };
+    // Whatever says that it is complete is.
+    let look = async || {
+        let Some(head) = look_at_head().await else { return 0 };
+        match index.contents(&partition, head.token, Writers::GoOn).await {
+            Ok(held) => {
+                assert_eq!((held.chunks.len(), held.entities.len(), held.titles.len()), (300, 3, 1));
+                1
+            }
+            Err(error) => {
+                assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}");
+                0
+            }
+        }
+    };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let goes_on = || !stop.load(std::sync::atomic::Ordering::Relaxed);
+    let write = async {
+        let mut written = 0;
+        while goes_on() {
+            if look_at_head().await.is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            match change().await {
+                Ok(_) => written += 1,
+                Err(error) => assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}"),
+            }
+        }
+        written
+    };
+    let read = async {
+        let mut seen = 0;
+        while goes_on() {
+            seen += look().await;
+        }
+        seen
+    };
+    let remove = async {
+        tokio::join!(remove_often(&index, &partition), remove_often(&index, &partition));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let ((), written, seen) = tokio::join!(remove, write, read);
+    assert!(written > 0 && seen > 0, "it was begun anew and looked at meanwhile: {written} {seen}");
+    index.remove(partition.tenant(), partition.namespace()).await.expect("removed");
+    change().await.expect("begun anew");
+    assert_eq!(look().await, 1, "it is whole at the end");
 }
 
 async fn hostile_names_are_nowhere_in_it() {

@@ -79,6 +79,8 @@ type Test = (&'static str, Run);
 fn main() {
     stores::serve_as_stand_in();
     let arguments = Arguments::from_args();
+    // What a server here names as its own fault, a failing test must tell.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_writer(std::io::stderr).init();
     // The provider of the client's TLS; a second call in one process changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let redis = redis_server::found();

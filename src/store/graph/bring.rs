@@ -1,6 +1,10 @@
 //! Brings what an index holds of a partition to the graph as it is: what differs is written, and nothing else.
 //!
+//! An index may show a part of a change while that is being committed. So a change of its own says before that the graph
+//! is not complete, and another one behind it that it is: whoever sees something of what is between sees that.
+//!
 //! **Invariant:** each transaction leads on from the one before, and the last alone says that the graph is complete.
+//! **Invariant:** while nodes are written, the graph is not said to be complete.
 
 use std::collections::HashMap;
 
@@ -39,19 +43,22 @@ pub async fn bring(
     let marks = index.marks(partition).await?;
     let (mut removed, mut added) = differences(&whole.chunks, marks);
     let (most, mut from) = (most.max(1), head.token);
-    loop {
+    let mut apply = async |removed, added, seq| {
+        let to = ids.uuid();
+        index.apply(partition, &GraphChange { from, to, removed, added, seq, chunks }).await?;
+        from = to;
+        Ok::<_, StoreError>(to)
+    };
+    let differs = !(removed.is_empty() && added.is_empty());
+    if differs && head.seq.is_some() {
+        apply(Vec::new(), Vec::new(), None).await?;
+    }
+    while !(removed.is_empty() && added.is_empty()) {
         let gone = removed.split_off(removed.len().saturating_sub(most));
         let come = added.split_off(added.len().saturating_sub(most));
-        let is_last = removed.is_empty() && added.is_empty();
-        let to = ids.uuid();
-        let change =
-            GraphChange { from, to, removed: gone, added: come, seq: is_last.then_some(seq), chunks };
-        index.apply(partition, &change).await?;
-        if is_last {
-            return Ok(to);
-        }
-        from = to;
+        apply(gone, come, None).await?;
     }
+    apply(Vec::new(), Vec::new(), Some(seq)).await
 }
 
 /// Chunks that the index has and the graph has not, and those that the index lacks or has otherwise.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{LinkedChunk, WholeGraph};
+use super::{LinkedChunk, WholeGraph, Writers};
 use crate::domain::ids::ChunkId;
 use crate::store::digest::{Digest, IndexKind, StoreDigest};
 use crate::store::error::StoreError;
@@ -205,10 +205,15 @@ impl Corpus {
     ///
     /// # Errors
     /// As [`GraphIndex::contents`](super::GraphIndex::contents).
-    pub async fn graph_compare(&self, whole: &WholeGraph, token: Uuid) -> Result<IndexExamined, StoreError> {
+    pub async fn graph_compare(
+        &self,
+        whole: &WholeGraph,
+        token: Uuid,
+        writers: Writers,
+    ) -> Result<IndexExamined, StoreError> {
         match self.graph() {
             Some(graph) => {
-                let contents = graph.contents(&self.partition, token).await?;
+                let contents = graph.contents(&self.partition, token, writers).await?;
                 Ok(contents.compare(whole, graph.name()))
             }
             None => Ok(IndexExamined::default()),

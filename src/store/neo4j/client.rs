@@ -11,7 +11,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use neo4rs::{BoltList, BoltMap, BoltType, ConfigBuilder, Error, Graph, Neo4jErrorKind, Query, Row, Txn};
+use neo4rs::{
+    BoltList, BoltMap, BoltType, ConfigBuilder, Error, Graph, Neo4jClientErrorKind, Neo4jErrorKind, Query,
+    Row, Txn,
+};
 use parking_lot::Mutex;
 use secrecy::ExposeSecret as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -244,7 +247,15 @@ fn failed(operation: &'static str, error: &Error) -> StoreError {
                 Neo4jErrorKind::Transient => ErrorKind::Unavailable,
                 _ if error.code().contains(".Security.") => ErrorKind::Unavailable,
                 _ if error.code().contains(".ConstraintValidationFailed") => ErrorKind::Conflict,
+                // What a statement had found was deleted by another before it was read.
+                _ if error.code().contains(".EntityNotFound") => ErrorKind::Conflict,
                 Neo4jErrorKind::Database => ErrorKind::Unavailable,
+                // Another server leads, it goes down, or it ended the transaction.
+                Neo4jErrorKind::Client(
+                    Neo4jClientErrorKind::SessionExpired
+                    | Neo4jClientErrorKind::FatalDiscovery
+                    | Neo4jClientErrorKind::TransactionTerminated,
+                ) => ErrorKind::Unavailable,
                 _ => ErrorKind::Internal,
             };
             (kind, error.code().to_owned())
@@ -253,6 +264,12 @@ fn failed(operation: &'static str, error: &Error) -> StoreError {
             (ErrorKind::Unavailable, "it refuses the user or the password".to_owned())
         }
         Error::DeserializationError(_) => (ErrorKind::Damaged, "a row cannot be read".to_owned()),
+        // What is found while rows are read comes in this form.
+        Error::UnexpectedMessage(said)
+            if said.contains(".EntityNotFound") || said.contains(".ConstraintValidationFailed") =>
+        {
+            (ErrorKind::Conflict, "what it is about changed meanwhile".to_owned())
+        }
         Error::IOError { detail } => (ErrorKind::Unavailable, detail.kind().to_string()),
         Error::ConnectionError => (ErrorKind::Unavailable, "no connection".to_owned()),
         _ => (ErrorKind::Unavailable, "it does not answer as it should".to_owned()),

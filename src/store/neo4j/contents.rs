@@ -1,16 +1,16 @@
 //! Everything that is there of a partition, read page by page between two looks at its head.
 //!
 //! Each change leaves another token in the head, so that equal tokens before and behind mean that nothing changed
-//! between. No lock is held: a large graph takes a while to read, and writers of other servers would wait for it.
+//! between. A large graph takes a while to read, so whoever writes waits for it only when that is asked for.
 
 use neo4rs::Row;
 use uuid::Uuid;
 
-use super::client::Statement;
+use super::client::{Place, Statement, Transaction};
 use super::read::chunk;
 use super::{BACKEND, Neo4jGraph, about, column, cypher, own};
 use crate::store::error::{ErrorKind, StoreError};
-use crate::store::graph::{GraphContents, GraphHead, GraphIndex as _, HeldChunk, HeldKey};
+use crate::store::graph::{GraphContents, GraphHead, GraphIndex as _, HeldChunk, HeldKey, Writers};
 use crate::store::partition::Partition;
 
 const OPERATION: &str = "graph.contents";
@@ -27,7 +27,13 @@ impl Neo4jGraph {
         &self,
         partition: &Partition,
         token: Uuid,
+        writers: Writers,
     ) -> Result<GraphContents, StoreError> {
+        // Gives up the lock when it is dropped.
+        let _held = match writers {
+            Writers::GoOn => None,
+            Writers::Wait => Some(self.hold(partition).await?),
+        };
         let head = self.head_at(partition, token).await?;
         let chunks = self.chunks(partition).await?;
         let entities = self.keys(partition, cypher::ENTITY_KEYS).await?;
@@ -40,6 +46,18 @@ impl Neo4jGraph {
         // And the head.
         let others = nodes.saturating_sub(chunks.len() as u64 + keyed + 1);
         Ok(GraphContents { counted: head.chunks, chunks, entities, groups, titles, others, foreign })
+    }
+
+    /// Takes the lock under which changes are made.
+    async fn hold(&self, partition: &Partition) -> Result<(Transaction, Place), StoreError> {
+        let place = self.client.place(OPERATION, Some(partition.tenant())).await?;
+        let lock = async {
+            let mut transaction = place.begin(OPERATION).await?;
+            transaction.run(about(cypher::LOCK, partition)).await?;
+            Ok(transaction)
+        };
+        let transaction = self.client.writing().once(OPERATION, Some(partition.tenant()), lock).await?;
+        Ok((transaction, place))
     }
 
     async fn head_at(&self, partition: &Partition, token: Uuid) -> Result<GraphHead, StoreError> {

@@ -70,9 +70,11 @@ pub(super) const MARKS: &str = "MATCH (c:Chunk:%T {%OWN}) WHERE c.key > $after
     RETURN c.tenant_id AS tenant, c.namespace_id AS namespace, c.key AS key, c.mark AS mark
     ORDER BY c.tenant_id, c.namespace_id, c.key LIMIT $most";
 
-/// Takes the lock under which the token is read, and held to the end of the transaction.
-pub(super) const LOCK: &str = "MATCH (h:Head:%T {%OWN, key: 'head'}) SET h.locked = true
-    WITH h RETURN h.tenant_id AS tenant, h.namespace_id AS namespace, h.token AS token";
+/// Takes the lock under which the token is read, and held to the end of the transaction. Whoever waited for it may have
+/// found a head that was deleted meanwhile, or what it was before: so the head is read again, and has to be the locked one.
+pub(super) const LOCK: &str = "MATCH (h:Head:%T {%OWN, key: 'head'}) SET h.locked = randomUUID()
+    WITH collect(h.locked) AS mine MATCH (h:Head:%T {%OWN, key: 'head'}) WHERE h.locked IN mine
+    RETURN h.tenant_id AS tenant, h.namespace_id AS namespace, h.token AS token";
 
 pub(super) const MOVE: &str = "MATCH (h:Head:%T {%OWN, key: 'head'})
     SET h.seq = $seq, h.chunks = $chunks, h.token = $token REMOVE h.locked";
@@ -219,8 +221,12 @@ pub(super) const EVICT: &str = concat!(
 pub(super) const REPATRIATE: &str =
     concat!(exiles!(), " WITH n LIMIT $most DETACH DELETE n RETURN count(*) AS gone");
 
-/// A head that no change leads on from any more.
-pub(super) const CLOSE: &str = "MATCH (h:Head:%T {%OWN, key: 'head'}) SET h.token = 'removed', h.seq = null";
+/// The token of a head that no change leads on from any more.
+pub(super) const CLOSED: &str = "removed";
+
+/// Made where there is none, so that there is always one to lock.
+pub(super) const CLOSE: &str =
+    "MERGE (h:Head:%T {%OWN, key: 'head'}) SET h.token = 'removed', h.seq = null, h.chunks = 0";
 
 pub(super) const EMPTY: &str = "MATCH (n:%T {%OWN}) WHERE NOT n:Head WITH n LIMIT $most
     DETACH DELETE n RETURN count(*) AS gone";

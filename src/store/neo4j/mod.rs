@@ -9,7 +9,8 @@
 //!
 //! A change is one transaction. It locks the partition's head first, and is refused unless it leads on from the token
 //! that it finds there; so one that comes late, twice, or from another server beside this one does nothing, and nothing
-//! that was deleted comes back.
+//! that was deleted comes back. Neo4j shows what is committed without a snapshot, nodes before their index entries: a head
+//! may be read before all that was committed with it.
 //!
 //! **Invariant:** ids, keyed hashes and numbers only: no name, no text, no embedding.
 
@@ -27,7 +28,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use neo4rs::Row;
 use serde::de::DeserializeOwned;
-use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 pub use self::settings::Neo4jSettings;
@@ -35,7 +35,7 @@ pub use self::settings::Neo4jSettings;
 use self::client::{Client, Statement};
 use super::error::{ErrorKind, StoreError};
 use super::graph::{
-    GraphBounds, GraphChange, GraphContents, GraphHead, GraphIndex, GraphLoaded, GraphWanted,
+    GraphBounds, GraphChange, GraphContents, GraphHead, GraphIndex, GraphLoaded, GraphWanted, Writers,
 };
 use super::layers::Calls;
 use super::partition::Partition;
@@ -53,14 +53,13 @@ const PAGE: i64 = 10_000;
 #[derive(Clone)]
 pub struct Neo4jGraph {
     client: Client,
-    prepared: Arc<OnceCell<()>>,
 }
 
 impl Neo4jGraph {
     /// Graphs in the Neo4j of these settings. It connects with the first call.
     #[must_use]
     pub fn new(settings: Neo4jSettings, calls: Arc<Calls>, clock: Arc<dyn Clock>) -> Self {
-        Self { client: Client::new(settings, calls, clock), prepared: Arc::default() }
+        Self { client: Client::new(settings, calls, clock) }
     }
 
     /// The rows of one statement about a partition, each of which is the partition's own.
@@ -78,11 +77,8 @@ impl Neo4jGraph {
         Ok(rows)
     }
 
-    /// Makes the constraints, once.
-    async fn prepare(&self, operation: &'static str) -> Result<(), StoreError> {
-        if self.prepared.initialized() {
-            return Ok(());
-        }
+    /// Makes those constraints that are not there, as after Neo4j lost its data.
+    async fn constrain(&self, operation: &'static str) -> Result<(), StoreError> {
         let place = self.client.place(operation, None).await?;
         let constrain = || async {
             let mut transaction = place.begin(operation).await?;
@@ -91,9 +87,7 @@ impl Neo4jGraph {
             }
             transaction.commit().await
         };
-        let made =
-            self.prepared.get_or_try_init(|| self.client.writing().repeatable(operation, None, constrain));
-        made.await.copied()
+        self.client.writing().repeatable(operation, None, constrain).await
     }
 }
 
@@ -144,9 +138,9 @@ impl GraphIndex for Neo4jGraph {
         const OPERATION: &str = "graph.head";
         let rows = self.rows(OPERATION, partition, about(cypher::HEAD, partition)).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let token: String = column(row, "token", OPERATION)?;
-        // One that is being removed has no token of ours.
-        let Ok(token) = token.parse() else { return Ok(None) };
+        // One that is being removed has no token of ours, or none when it is seen as it goes.
+        let token: Option<String> = column(row, "token", OPERATION)?;
+        let Some(token) = token.and_then(|token| token.parse().ok()) else { return Ok(None) };
         let seq: Option<i64> = column(row, "seq", OPERATION)?;
         let chunks: i64 = column(row, "chunks", OPERATION)?;
         Ok(Some(GraphHead { seq: seq.map(Seq), chunks: chunks.cast_unsigned(), token }))
@@ -190,7 +184,10 @@ impl GraphIndex for Neo4jGraph {
 
     async fn begin(&self, partition: &Partition, token: Uuid) -> Result<GraphHead, StoreError> {
         const OPERATION: &str = "graph.begin";
-        self.prepare(OPERATION).await?;
+        if let Some(head) = self.head(partition).await? {
+            return Ok(head);
+        }
+        self.constrain(OPERATION).await?;
         let statement = about(cypher::BEGIN, partition).with("token", token.to_string());
         self.client.read(OPERATION, Some(partition.tenant()), &[statement]).await?;
         let removed =
@@ -206,8 +203,13 @@ impl GraphIndex for Neo4jGraph {
         strays::count(&self.client, partition).await
     }
 
-    async fn contents(&self, partition: &Partition, token: Uuid) -> Result<GraphContents, StoreError> {
-        Box::pin(self.read_contents(partition, token)).await
+    async fn contents(
+        &self,
+        partition: &Partition,
+        token: Uuid,
+        writers: Writers,
+    ) -> Result<GraphContents, StoreError> {
+        Box::pin(self.read_contents(partition, token, writers)).await
     }
 
     async fn remove(&self, tenant: TenantId, namespace: NamespaceId) -> Result<u64, StoreError> {

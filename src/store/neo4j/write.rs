@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use neo4rs::BoltType;
 
-use super::client::{Client, Transaction, list, map};
+use super::client::{Client, Statement, Transaction, list, map};
 use super::{BACKEND, about, column, cypher, own};
 use crate::domain::Seq;
 use crate::domain::ids::{ChunkId, NamespaceId, TenantId};
@@ -142,35 +142,80 @@ fn kinds(chunk: &LinkedChunk) -> BTreeMap<u64, (bool, bool)> {
 
 /// As [`GraphIndex::remove`](crate::store::graph::GraphIndex::remove). The head goes last, so that a removal that was
 /// broken off is found again.
+///
+/// Several may remove one graph at once, and somebody may begin it anew behind the first that is done. So each takes the
+/// head's lock, and removes only while that head is closed: those that are late find it gone, or open, and nothing to do.
 pub(super) async fn remove(
     client: &Client,
     tenant: TenantId,
     namespace: NamespaceId,
 ) -> Result<u64, StoreError> {
-    const OPERATION: &str = "graph.remove";
-    let run = async |template: &'static str| {
-        let place = client.place(OPERATION, Some(tenant)).await?;
-        let once = || async {
-            let mut transaction = place.begin(OPERATION).await?;
-            let statement = cypher::about(template, tenant, namespace).with("most", REMOVED_AT_ONCE);
-            let rows = transaction.run(statement).await?;
-            transaction.commit().await?;
-            Ok(rows)
-        };
-        client.writing().repeatable(OPERATION, Some(tenant), once).await
-    };
-    run(cypher::CLOSE).await?;
+    let removal = Removal { client, tenant, namespace };
     let mut all = 0;
-    for template in [cypher::EMPTY, cypher::EVICT, cypher::REPATRIATE] {
+    // A head without the tenant's label is in the way of the one that is locked; nobody writes what this removes.
+    all += removal.all(cypher::REPATRIATE, Under::NoLock).await?;
+    removal.run(cypher::CLOSE, Under::NoLock).await?;
+    for template in [cypher::EMPTY, cypher::EVICT] {
+        all += removal.all(template, Under::ClosedHead).await?;
+    }
+    removal.run(cypher::END, Under::ClosedHead).await?;
+    Ok(all)
+}
+
+/// What a statement of a removal runs under.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Under {
+    NoLock,
+    /// The lock of the head; nothing is done unless it is closed.
+    ClosedHead,
+}
+
+struct Removal<'a> {
+    client: &'a Client,
+    tenant: TenantId,
+    namespace: NamespaceId,
+}
+
+impl Removal<'_> {
+    const OPERATION: &'static str = "graph.remove";
+
+    /// Runs it until nothing more is gone; how much was.
+    async fn all(&self, template: &'static str, under: Under) -> Result<u64, StoreError> {
+        let mut all = 0;
         loop {
-            let rows = run(template).await?;
-            let gone = rows.first().map_or(Ok(0), |row| column::<i64>(row, "gone", OPERATION))?;
-            if gone == 0 {
-                break;
+            match self.run(template, under).await? {
+                0 => return Ok(all),
+                gone => all += gone,
             }
-            all += gone.cast_unsigned();
         }
     }
-    run(cypher::END).await?;
-    Ok(all)
+
+    /// Runs it once, in a transaction; how much is gone.
+    async fn run(&self, template: &'static str, under: Under) -> Result<u64, StoreError> {
+        let place = self.client.place(Self::OPERATION, Some(self.tenant)).await?;
+        let once = || async {
+            let mut transaction = place.begin(Self::OPERATION).await?;
+            let rows = if under == Under::NoLock || self.is_closed(&mut transaction).await? {
+                transaction.run(self.about(template).with("most", REMOVED_AT_ONCE)).await?
+            } else {
+                Vec::new()
+            };
+            transaction.commit().await?;
+            let gone = rows.first().map_or(Ok(0), |row| column::<i64>(row, "gone", Self::OPERATION))?;
+            Ok(gone.cast_unsigned())
+        };
+        self.client.writing().repeatable(Self::OPERATION, Some(self.tenant), once).await
+    }
+
+    /// Locks the head, to the end of the transaction; whether there is one, and it is closed.
+    async fn is_closed(&self, transaction: &mut Transaction) -> Result<bool, StoreError> {
+        let rows = transaction.run(self.about(cypher::LOCK)).await?;
+        let Some(row) = rows.first() else { return Ok(false) };
+        let token: Option<String> = column(row, "token", Self::OPERATION)?;
+        Ok(token.as_deref() == Some(cypher::CLOSED))
+    }
+
+    fn about(&self, template: &str) -> Statement {
+        cypher::about(template, self.tenant, self.namespace)
+    }
 }

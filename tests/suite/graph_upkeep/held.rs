@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bulkhead::domain::Seq;
 use bulkhead::domain::ids::{ChunkId, NamespaceId, TenantId};
 use bulkhead::store::graph::{
-    GraphBounds, GraphChange, GraphContents, GraphHead, GraphIndex, GraphLoaded, GraphWanted,
+    GraphBounds, GraphChange, GraphContents, GraphHead, GraphIndex, GraphLoaded, GraphWanted, Writers,
 };
 use bulkhead::store::{ErrorKind, Partition, StoreError};
 use parking_lot::Mutex;
@@ -147,7 +147,12 @@ impl GraphIndex for Held {
         Ok(u64::from(self.leaky.lock().contains(&partition.tenant())))
     }
 
-    async fn contents(&self, partition: &Partition, _token: Uuid) -> Result<GraphContents, StoreError> {
+    async fn contents(
+        &self,
+        partition: &Partition,
+        _token: Uuid,
+        _writers: Writers,
+    ) -> Result<GraphContents, StoreError> {
         self.called("contents", Some(partition.tenant()))?;
         Err(fault(ErrorKind::Unavailable, "contents"))
     }
