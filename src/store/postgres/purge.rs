@@ -102,6 +102,10 @@ impl TenantWriter {
             points += self.points_held(partition).await?;
             inner.vectors.remove(partition).await?;
         }
+        // What a move was writing can go once nothing is served.
+        for partition in inner.vectors.partitions(tenant).await? {
+            inner.vectors.remove(&partition).await?;
+        }
         let (mut graphs, mut nodes) = (0, None);
         if let Some(graph) = &inner.graph {
             let (removed, held) = graphs_remove(graph.as_ref(), tenant, &partitions).await?;

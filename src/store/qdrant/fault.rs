@@ -38,9 +38,11 @@ impl Fault {
                 ALREADY_EXISTS => return Self::Present,
                 // The client's own deadline shows as a cancellation.
                 CANCELLED | DEADLINE_EXCEEDED => (ErrorKind::Timeout, "no answer in time".to_owned()),
-                PERMISSION_DENIED | UNAUTHENTICATED => {
-                    (ErrorKind::Internal, "the server refuses the credential: check its API key".to_owned())
-                }
+                // As if it were away, for whoever called: it is for the operator to mend.
+                PERMISSION_DENIED | UNAUTHENTICATED => (
+                    ErrorKind::Unavailable,
+                    "the server refuses the credential: check its API key".to_owned(),
+                ),
                 INVALID_ARGUMENT => {
                     (ErrorKind::Internal, "the server calls the request malformed".to_owned())
                 }

@@ -57,10 +57,15 @@ impl Inner {
             self.mark(partition, &home, generation, operation).await?;
             self.points(partition, &home).delete(operation, &wire::before(partition, generation)).await?;
         }
-        let indexed = self.indexed(partition, &home, operation).await?;
-        if indexed.is_none_or(|indexed| indexed.is_empty())
-            && self.registry.leave(partition, &home.name, self.hold).await?
-        {
+        // In one that others use too, the pages of a first index that is being written have no head yet. A collection of
+        // the tenant's own goes as a whole, and whoever writes it finds it gone.
+        let is_last = match home.placement {
+            Placement::Own => {
+                self.indexed(partition, &home, operation).await?.is_none_or(|held| held.is_empty())
+            }
+            Placement::Shared => self.written(partition, &home, operation).await?.is_empty(),
+        };
+        if is_last && self.registry.leave(partition, &home.name, self.hold).await? {
             self.forget_home(partition, &home);
             self.clear_out(partition, &home, operation).await?;
         }
@@ -96,7 +101,8 @@ impl Inner {
             return self.registry.forget(any, &left.name).await;
         }
         let (tenant, points) = (any.tenant(), self.points(any, left));
-        for namespace in self.indexed(any, left, operation).await?.unwrap_or_default() {
+        // Those too of which a first index is being written: its head comes late, and must not be taken.
+        for namespace in self.written(any, left, operation).await? {
             let of = Partition::new(tenant, namespace, any.model().clone());
             self.mark(&of, left, generation, operation).await?;
         }

@@ -38,6 +38,24 @@ impl Inner {
         }
     }
 
+    /// Namespaces of which a collection holds any point but a mark: an index, or what was written so far of a first one.
+    pub(super) async fn written(
+        &self,
+        any: &Partition,
+        home: &Collection,
+        operation: &'static str,
+    ) -> Result<BTreeSet<NamespaceId>, StoreError> {
+        let points = self.points(any, home);
+        let Some(mut known) = self.indexed(any, home, operation).await? else { return Ok(BTreeSet::new()) };
+        loop {
+            let page = points.scroll(operation, &wire::drafts(any, &known), None, 1).await?;
+            let draft = page.and_then(|(list, _)| wire::namespace_of(&list.first()?.payload));
+            if draft.is_none_or(|draft| !known.insert(draft)) {
+                return Ok(known);
+            }
+        }
+    }
+
     /// Namespaces of which a collection holds an index, or anything that nobody will take away by himself.
     pub(super) async fn namespaces(
         &self,

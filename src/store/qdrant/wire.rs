@@ -285,6 +285,13 @@ pub(super) fn strays(any: &Partition, known: &BTreeSet<NamespaceId>) -> Filter {
     }
 }
 
+/// The same without marks.
+pub(super) fn drafts(any: &Partition, known: &BTreeSet<NamespaceId>) -> Filter {
+    let mut strays = strays(any, known);
+    strays.must_not.push(Condition::matches(KIND, GONE.to_owned()));
+    strays
+}
+
 /// Marks that were set before a time, of this partition.
 pub(super) fn gone_before(partition: &Partition, at: i64) -> Filter {
     let mut must = of_namespace(partition);
