@@ -24,12 +24,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use super::graph_keeper::{HeldGraphs, begun};
 use super::projector::Place;
 use crate::domain::Seq;
 use crate::domain::clock::Clock;
-use crate::domain::ids::IdSource;
+use crate::domain::ids::{IdSource, NamespaceId};
 use crate::retrieval::Engine;
 use crate::store::graph::{GRAPH_CONSUMER, WholeGraph};
 use crate::store::shares::TenantShares;
@@ -60,6 +61,8 @@ pub struct GraphProjectorSettings {
 
 /// How often a run begins anew since the index changed under it.
 const ATTEMPTS: usize = 5;
+/// One tenant may have this part of what waits, so that its namespaces leave room for others'.
+const TENANT_PART: usize = 8;
 
 struct Inner {
     stores: Stores,
@@ -97,9 +100,9 @@ impl GraphKicks {
 
     /// Has the namespace's graph brought up to date soon. Returns at once.
     pub fn kick(&self, partition: &Partition) {
-        let mut places = self.places.lock();
-        if places.len() < self.most {
-            places.insert((partition.tenant(), partition.namespace()));
+        let (mut places, place) = (self.places.lock(), (partition.tenant(), partition.namespace()));
+        if has_room(&places, place, self.most) {
+            places.insert(place);
         }
         drop(places);
         self.wake.notify_one();
@@ -163,6 +166,12 @@ impl GraphProjector {
     pub async fn project(&self, corpus: &Corpus) -> Result<Seq, StoreError> {
         self.0.project(corpus).await
     }
+}
+
+/// Whether one more may wait among `most`, of which a tenant has a part at most.
+fn has_room(places: &BTreeSet<Place>, (tenant, _): Place, most: usize) -> bool {
+    let own = (tenant, NamespaceId(Uuid::nil()))..=(tenant, NamespaceId(Uuid::max()));
+    places.len() < most && places.range(own).count() < most.div_ceil(TENANT_PART)
 }
 
 /// The first tick is at once.
@@ -236,7 +245,7 @@ impl Inner {
             return;
         }
         let mut busy = self.busy.lock();
-        if busy.len() >= self.settings.queue || !busy.insert(place) {
+        if !has_room(&busy, place, self.settings.queue) || !busy.insert(place) {
             return;
         }
         drop(busy);
@@ -345,10 +354,8 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
-    use crate::domain::ids::{ModelId, NamespaceId, TenantId};
+    use crate::domain::ids::{ModelId, TenantId};
 
     #[test]
     fn those_that_are_asked_for_are_bounded() {
@@ -359,5 +366,19 @@ mod tests {
         }
         assert_eq!(kicks.take().len(), 8);
         assert!(kicks.take().is_empty());
+    }
+
+    #[test]
+    fn a_tenant_with_many_namespaces_leaves_room_for_others() {
+        let mut places = BTreeSet::new();
+        let place =
+            |tenant, namespace| (TenantId(Uuid::from_u128(tenant)), NamespaceId(Uuid::from_u128(namespace)));
+        for namespace in 0..100 {
+            if has_room(&places, place(1, namespace), 64) {
+                places.insert(place(1, namespace));
+            }
+        }
+        assert_eq!(places.len(), 8);
+        assert!(has_room(&places, place(2, 0), 64) && !has_room(&places, place(1, 200), 64));
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Metadata, Question, RetrievalError, RetrievalSettings, Walked};
@@ -41,6 +42,9 @@ pub(super) struct Graphs {
     clock: Arc<dyn Clock>,
     max_lag: Duration,
 }
+
+/// How long a question may be led over an index, milliseconds of which are usual: then the graph in memory answers it.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Chunks that are read at once.
 const PAGE: i64 = 2_000;
@@ -223,16 +227,16 @@ impl Engine {
             return Ok(None);
         }
         for _ in 0..ATTEMPTS {
-            let found: Result<_, StoreError> = async {
+            let found = timeout(LONGEST, async {
                 let Some(over) = Over::index(corpus, embeddings).await? else {
                     (self.on_behind)(corpus);
                     return Ok(None);
                 };
                 let (found, over) = work(over).await?;
                 Ok(Some((over.is_one().await?, found, over)))
-            }
-            .await;
-            match found {
+            });
+            let late = || StoreError::new(ErrorKind::Timeout, "graph", "graph.walk", "no answer in time");
+            match found.await.unwrap_or_else(|_| Err(late())) {
                 Ok(Some((true, found, over))) => return Ok(Some((found, over))),
                 Ok(Some((false, ..))) => {}
                 Ok(None) => return Ok(None),
