@@ -123,13 +123,16 @@ impl Mover {
         Ok(moved)
     }
 
+    /// The history is let go of whether or not the index came so far: one that it is missing to is written anew.
     async fn catch_up(&self, tenant: &TenantWriter) -> Result<(), StoreError> {
-        let mut after = None;
+        let (mut after, mut ended) = (None, Ok(()));
         while let Some(corpus) = next(tenant, &mut after).await? {
-            self.projector.project(&corpus).await?;
+            if let Err(error) = self.projector.project(&corpus).await {
+                ended = Err(error);
+            }
             corpus.consumer_release(&consumer()).await?;
         }
-        Ok(())
+        ended
     }
 
     async fn move_one(

@@ -154,6 +154,38 @@ async fn a_tenant_that_goes_leaves_nothing_and_one_that_comes_back_loses_nothing
     site.clear(&index).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_index_that_is_being_written_loses_nothing_when_its_neighbour_goes() {
+    let site = Site::new();
+    let index = sharing(&site);
+    let (gone, written) = (partition(1, 1), partition(1, 2));
+    index.apply(&gone, vec![point(1)], vec![], Seq(1)).await.unwrap();
+    let mut rebuild = index.rebuild(&written).await.unwrap();
+    rebuild.add((11..=13).map(point).collect()).await.unwrap();
+    // Of the tenant's heads in the collection, the only one.
+    index.remove(&gone).await.unwrap();
+    rebuild.add((14..=16).map(point).collect()).await.unwrap();
+    rebuild.finish(Seq(1)).await.unwrap();
+    assert_eq!(chunks(&index, &written).await, (11..=16).collect::<Vec<_>>());
+    site.clear(&index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_index_that_is_being_written_where_a_tenant_is_moved_from_is_not_served() {
+    let site = Site::stand_in();
+    let index = sharing(&site);
+    let (own, written) = (partition(1, 1), partition(1, 2));
+    index.apply(&own, vec![point(1)], vec![], Seq(1)).await.unwrap();
+    let mut rebuild = index.rebuild(&written).await.unwrap();
+    rebuild.add((11..=13).map(point).collect()).await.unwrap();
+    moved(&index, &own, Placement::Own, &[1], Seq(2)).await;
+    rebuild.add((14..=16).map(point).collect()).await.unwrap();
+    rebuild.finish(Seq(1)).await.unwrap_err();
+    assert_eq!(index.search(&written, &dense(11, 5)).await.unwrap(), None, "there is none");
+    assert_eq!(chunks(&index, &own).await, [1]);
+    site.clear(&index).await;
+}
+
 /// A move that has written these chunks, and neither ended nor served them.
 async fn begun(
     index: &QdrantIndex,
