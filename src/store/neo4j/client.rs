@@ -249,9 +249,9 @@ fn failed(operation: &'static str, error: &Error) -> StoreError {
                 _ if error.code().contains(".ConstraintValidationFailed") => ErrorKind::Conflict,
                 // What a statement had found was deleted by another before it was read.
                 _ if error.code().contains(".EntityNotFound") => ErrorKind::Conflict,
-                Neo4jErrorKind::Database => ErrorKind::Unavailable,
-                // Another server leads, it goes down, or it ended the transaction.
-                Neo4jErrorKind::Client(
+                // Or another server leads, it goes down, or it ended the transaction.
+                Neo4jErrorKind::Database
+                | Neo4jErrorKind::Client(
                     Neo4jClientErrorKind::SessionExpired
                     | Neo4jClientErrorKind::FatalDiscovery
                     | Neo4jClientErrorKind::TransactionTerminated,
