@@ -388,8 +388,8 @@ async fn of_removals_at_once_none_takes_from_a_graph_that_was_begun_anew() {
     let look = async || {
         let Some(head) = look_at_head().await else { return 0 };
         match index.contents(&partition, head.token, Writers::GoOn).await {
-            Ok(held) => {
-                assert_eq!((held.chunks.len(), held.entities.len(), held.titles.len()), (300, 3, 1));
+            Ok(all) => {
+                assert_eq!((all.chunks.len(), all.entities.len(), all.titles.len()), (300, 3, 1));
                 1
             }
             Err(error) => {
