@@ -7,12 +7,10 @@ use bulkhead::domain::Seq;
 use bulkhead::domain::clock::SystemClock;
 use bulkhead::domain::ids::{ChunkId, TenantId};
 use bulkhead::retrieval::graph::Known;
-use bulkhead::store::graph::{
-    GraphChange, GraphIndex, GraphLoaded, GraphWanted, LinkedChunk, LinkedGroup, Writers,
-};
+use bulkhead::store::graph::{GraphChange, GraphIndex, GraphLoaded, GraphWanted, LinkedChunk, LinkedGroup};
 use bulkhead::store::layers::{CallSettings, Calls};
 use bulkhead::store::neo4j::{Neo4jGraph, Neo4jSettings};
-use bulkhead::store::{ErrorKind, Partition};
+use bulkhead::store::{ErrorKind, Partition, StoreError};
 use neo4rs::{Graph, Query};
 
 use crate::Test;
@@ -28,11 +26,7 @@ pub fn tests() -> Vec<Test> {
         a_tenant_that_holds_its_share_keeps_no_other_waiting_and_counts_against_nobody,
         a_change_leads_on_from_one_graph_alone,
         of_changes_at_once_from_one_graph_one_is_made,
-        what_comes_after_a_removal_brings_nothing_back,
         a_chunk_that_goes_takes_what_it_alone_led_to,
-        a_removed_namespace_leaves_nothing_and_its_neighbour_everything,
-        a_removal_that_was_broken_off_is_found_and_ended,
-        of_removals_at_once_none_takes_from_a_graph_that_was_begun_anew,
         hostile_names_are_nowhere_in_it,
         answers_are_never_swapped_however_many_are_given_up,
         one_that_hangs_or_is_killed_is_told_and_used_again,
@@ -42,7 +36,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Everything that an index says of a graph, in order.
-async fn everything(place: &Place) -> (GraphLoaded, Vec<(u64, u64)>, HashMap<ChunkId, i64>) {
+pub async fn everything(place: &Place) -> (GraphLoaded, Vec<(u64, u64)>, HashMap<ChunkId, i64>) {
     let index = place.index.as_ref().expect("an index");
     let chunks: Vec<LinkedChunk> = place.graph.linked().collect();
     let groups = || chunks.iter().flat_map(|chunk| &chunk.groups);
@@ -76,7 +70,7 @@ async fn everything(place: &Place) -> (GraphLoaded, Vec<(u64, u64)>, HashMap<Chu
     (loaded, top, index.marks(&place.partition).await.expect("marks"))
 }
 
-async fn run(raw: &Graph, place: &Partition, text: &str, tenant: TenantId, namespace: uuid::Uuid) -> i64 {
+pub async fn run(raw: &Graph, place: &Partition, text: &str, tenant: TenantId, namespace: uuid::Uuid) -> i64 {
     let query = text
         .replace("%T", &format!("T_{}", place.tenant().0.simple()))
         .replace("%OWN", "tenant_id: $tenant, namespace_id: $namespace")
@@ -150,11 +144,15 @@ async fn what_is_anothers_is_led_over_nowhere_and_counted() {
 }
 
 /// Writes a graph of these chunks, five hundred at a time.
-async fn written(index: &Neo4jGraph, partition: &Partition, chunks: Vec<LinkedChunk>) {
-    let head = index.begin(partition, id()).await.expect("a head");
+pub async fn write(
+    index: &Neo4jGraph,
+    partition: &Partition,
+    chunks: Vec<LinkedChunk>,
+) -> Result<(), StoreError> {
+    let head = index.begin(partition, id()).await?;
     let ids = bulkhead::domain::ids::SystemIds(SystemClock);
     let whole = bulkhead::store::graph::WholeGraph { seq: Seq(1), chunks };
-    bulkhead::store::graph::bring(index, partition, head, &whole, (500, &ids)).await.expect("brought");
+    bulkhead::store::graph::bring(index, partition, head, &whole, (500, &ids)).await.map(drop)
 }
 
 async fn what_leads_out_is_found_however_many_pages_there_are() {
@@ -167,7 +165,7 @@ async fn what_leads_out_is_found_however_many_pages_there_are() {
         named: vec![0],
         ..linked(u128::from(n) + 1, &[])
     };
-    written(&index, &partition, (0..1100).map(chunk).collect()).await;
+    write(&index, &partition, (0..1100).map(chunk).collect()).await.expect("written");
     assert_eq!(index.strays(&partition).await.expect("counted"), 0);
     let mut planted = 0;
     for kind in ["Chunk", "Entity", "Group", "Title", "Head"] {
@@ -191,7 +189,7 @@ async fn a_tenant_that_holds_its_share_keeps_no_other_waiting_and_counts_against
     let failures = narrow.calls.breaker_failures;
     let index = Neo4jGraph::new(narrow, std::sync::Arc::clone(&calls), std::sync::Arc::new(SystemClock));
     for partition in [&alice, &bob] {
-        written(&index, partition, vec![linked(1, &[1])]).await;
+        write(&index, partition, vec![linked(1, &[1])]).await.expect("written");
     }
     let first = change(&index, &alice, vec![linked(2, &[1])], 2).await;
     let changes = [0, 1, 2].map(|_| GraphChange { to: id(), ..first.clone() });
@@ -216,13 +214,18 @@ async fn a_tenant_that_holds_its_share_keeps_no_other_waiting_and_counts_against
 }
 
 /// A change of a few chunks from where a graph is.
-async fn change(index: &Neo4jGraph, partition: &Partition, added: Vec<LinkedChunk>, seq: i64) -> GraphChange {
+pub async fn change(
+    index: &Neo4jGraph,
+    partition: &Partition,
+    added: Vec<LinkedChunk>,
+    seq: i64,
+) -> GraphChange {
     let head = index.begin(partition, id()).await.expect("a head");
     let chunks = added.len() as u64;
     GraphChange { from: head.token, to: id(), removed: Vec::new(), added, seq: Some(Seq(seq)), chunks }
 }
 
-fn linked(n: u128, names: &[u64]) -> LinkedChunk {
+pub fn linked(n: u128, names: &[u64]) -> LinkedChunk {
     LinkedChunk {
         chunk: chunk_id(n),
         own: None,
@@ -281,18 +284,6 @@ async fn of_changes_at_once_from_one_graph_one_is_made() {
     }
 }
 
-async fn what_comes_after_a_removal_brings_nothing_back() {
-    let (index, partition, raw) = (index(shared()), partition(), raw(&shared()).await);
-    let first = change(&index, &partition, vec![linked(1, &[1])], 1).await;
-    let second = GraphChange { from: first.to, to: id(), added: vec![linked(2, &[2])], ..first.clone() };
-    index.apply(&partition, &first).await.expect("applied");
-    index.remove(partition.tenant(), partition.namespace()).await.expect("removed");
-    for late in [&first, &second] {
-        assert_eq!(index.apply(&partition, late).await.expect_err("refused").kind, ErrorKind::Conflict);
-    }
-    assert_eq!(nodes_of(&raw, partition.tenant()).await, 0);
-}
-
 async fn a_chunk_that_goes_takes_what_it_alone_led_to() {
     let (mut place, raw) = (neo4j(), raw(&shared()).await);
     let all = fleet(&place.partition);
@@ -310,126 +301,6 @@ async fn a_chunk_that_goes_takes_what_it_alone_led_to() {
     assert!(places[0] < whole && places.is_sorted_by(|a, b| a > b), "{whole} {places:?}");
     // The head alone.
     assert_eq!(places.last(), Some(&1));
-}
-
-async fn a_removed_namespace_leaves_nothing_and_its_neighbour_everything() {
-    let (mut alice, mut bob, raw) = (neo4j(), neo4j(), raw(&shared()).await);
-    for place in [&mut alice, &mut bob] {
-        let all = fleet(&place.partition);
-        place.change(all, &[]).await;
-    }
-    let index = alice.index.clone().expect("an index");
-    let (hers, his) = (alice.partition.tenant(), bob.partition.tenant());
-    let tenants = index.tenants().await.expect("tenants");
-    assert!(tenants.contains(&hers) && tenants.contains(&his));
-    // Of each her own, and no word of a neighbour's.
-    for place in [&alice, &bob] {
-        let listed = index.namespaces(place.partition.tenant()).await.expect("namespaces");
-        assert_eq!(listed, [place.partition.namespace()]);
-    }
-    let before = everything(&bob).await;
-    assert!(nodes_of(&raw, hers).await > 5);
-    index.remove(hers, alice.partition.namespace()).await.expect("removed");
-    assert_eq!(nodes_of(&raw, hers).await, 0);
-    assert_eq!(index.head(&alice.partition).await.expect("answered"), None);
-    assert!(!index.tenants().await.expect("tenants").contains(&hers));
-    assert_eq!(index.namespaces(hers).await.expect("namespaces"), []);
-    assert_eq!(everything(&bob).await, before);
-    assert!(nodes_of(&raw, his).await > 5);
-    index.remove(hers, alice.partition.namespace()).await.expect("nothing to remove is no error");
-}
-
-async fn a_removal_that_was_broken_off_is_found_and_ended() {
-    let (mut place, raw) = (neo4j(), raw(&shared()).await);
-    let all = fleet(&place.partition);
-    place.change(all, &[]).await;
-    let (tenant, namespace) = (place.partition.tenant(), place.partition.namespace());
-    let closed = "MATCH (h:Head:%T {%OWN, key: 'head'}) SET h.token = 'removed', h.seq = null
-        RETURN count(h) AS n";
-    assert_eq!(run(&raw, &place.partition, closed, tenant, namespace.0).await, 1);
-    let index = place.index.clone().expect("an index");
-    assert_eq!(index.head(&place.partition).await.expect("answered"), None);
-    let refused = index.begin(&place.partition, id()).await.expect_err("it is being removed");
-    assert_eq!(refused.kind, ErrorKind::Conflict);
-    assert_eq!(index.namespaces(tenant).await.expect("namespaces"), [namespace]);
-    index.remove(tenant, namespace).await.expect("removed");
-    assert_eq!(nodes_of(&raw, tenant).await, 0);
-}
-
-/// Chunks of a graph that takes a while to remove.
-const MANY: u128 = 300;
-
-/// Removes a graph again and again, with time between to begin it anew; every error but that somebody else changed it
-/// fails the test.
-async fn remove_often(index: &Neo4jGraph, partition: &Partition) {
-    for _ in 0..6 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        match index.remove(partition.tenant(), partition.namespace()).await {
-            Ok(_) => {}
-            Err(error) => assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}"),
-        }
-    }
-}
-
-async fn of_removals_at_once_none_takes_from_a_graph_that_was_begun_anew() {
-    let (index, partition) = (index(shared()), partition());
-    let chunks: Vec<LinkedChunk> = (1..=MANY).map(|n| linked(n, &[1, 2])).collect();
-    let ids = bulkhead::domain::ids::SystemIds(SystemClock);
-    let whole = bulkhead::store::graph::WholeGraph { seq: Seq(1), chunks };
-    let change = async || {
-        let head = index.begin(&partition, id()).await?;
-        bulkhead::store::graph::bring(&index, &partition, head, &whole, (500, &ids)).await
-    };
-    let look_at_head = async || {
-        let head = index.head(&partition).await.expect("a head");
-        head.filter(|head| head.seq == Some(Seq(1)))
-    };
-    // Whatever says that it is complete is.
-    let look = async || {
-        let Some(head) = look_at_head().await else { return 0 };
-        match index.contents(&partition, head.token, Writers::GoOn).await {
-            Ok(all) => {
-                assert_eq!((all.chunks.len(), all.entities.len(), all.titles.len()), (300, 3, 1));
-                1
-            }
-            Err(error) => {
-                assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}");
-                0
-            }
-        }
-    };
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let goes_on = || !stop.load(std::sync::atomic::Ordering::Relaxed);
-    let write = async {
-        let mut written = 0;
-        while goes_on() {
-            if look_at_head().await.is_some() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-            match change().await {
-                Ok(_) => written += 1,
-                Err(error) => assert_eq!(error.kind, ErrorKind::Conflict, "{error:?}"),
-            }
-        }
-        written
-    };
-    let read = async {
-        let mut seen = 0;
-        while goes_on() {
-            seen += look().await;
-        }
-        seen
-    };
-    let remove = async {
-        tokio::join!(remove_often(&index, &partition), remove_often(&index, &partition));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    };
-    let ((), written, seen) = tokio::join!(remove, write, read);
-    assert!(written > 0 && seen > 0, "it was begun anew and looked at meanwhile: {written} {seen}");
-    index.remove(partition.tenant(), partition.namespace()).await.expect("removed");
-    change().await.expect("begun anew");
-    assert_eq!(look().await, 1, "it is whole at the end");
 }
 
 async fn hostile_names_are_nowhere_in_it() {
@@ -478,7 +349,7 @@ async fn answers_are_never_swapped_however_many_are_given_up() {
 }
 
 /// Whether a call failed as one does whose server is away.
-fn is_away<T: std::fmt::Debug>(called: &Result<T, bulkhead::store::StoreError>) -> bool {
+fn is_away<T: std::fmt::Debug>(called: &Result<T, StoreError>) -> bool {
     let kind = called.as_ref().map_err(|error| error.kind);
     matches!(kind, Err(ErrorKind::Unavailable | ErrorKind::Timeout))
 }
@@ -539,7 +410,7 @@ async fn a_document_of_a_thousand_chunks_is_written() {
     };
     let all: Vec<LinkedChunk> = (0..1000).map(chunk).collect();
     let begun = Instant::now();
-    written(&index, &partition, all).await;
+    write(&index, &partition, all).await.expect("written");
     println!("a graph of 1,000 chunks is written in {:.2} s", begun.elapsed().as_secs_f64());
     assert_eq!(index.marks(&partition).await.expect("marks").len(), 1000);
     index.remove(partition.tenant(), partition.namespace()).await.expect("removed");

@@ -43,6 +43,7 @@ mod database;
 mod failover;
 mod graphs;
 mod graphs_neo4j;
+mod graphs_removed;
 mod graphs_server;
 mod graphs_verify;
 mod limits;
@@ -96,6 +97,7 @@ fn main() {
         ("graphs", "neo4j", graphless, graphs::in_neo4j()),
         ("graphs", "neo4j", graphless, graphs::of_both()),
         ("graphs_neo4j", "neo4j", graphless, graphs_neo4j::tests()),
+        ("graphs_removed", "neo4j", graphless, graphs_removed::tests()),
         ("graphs_server", "neo4j", graphless, graphs_server::tests()),
         ("graphs_verify", "neo4j", graphless, graphs_verify::tests()),
         ("limits", "memory", None, limits::in_memory()),
