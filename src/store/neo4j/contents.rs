@@ -48,9 +48,10 @@ impl Neo4jGraph {
         Ok(GraphContents { counted: head.chunks, chunks, entities, groups, titles, others, foreign })
     }
 
-    /// Takes the lock under which changes are made.
+    /// Takes the lock under which changes are made. Not of the tenant's share, which may be one connection: what is read
+    /// meanwhile needs another one.
     async fn hold(&self, partition: &Partition) -> Result<(Transaction, Place), StoreError> {
-        let place = self.client.place(OPERATION, Some(partition.tenant())).await?;
+        let place = self.client.place(OPERATION, None).await?;
         let lock = async {
             let mut transaction = place.begin(OPERATION).await?;
             transaction.run(about(cypher::LOCK, partition)).await?;

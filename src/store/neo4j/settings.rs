@@ -93,7 +93,7 @@ impl Neo4jSettings {
         );
         require(!self.user.is_empty(), "user: must not be empty");
         require(!self.database.is_empty(), "database: must not be empty");
-        require((1..=1000).contains(&self.connections), "connections: 1 to 1000");
+        require((2..=1000).contains(&self.connections), "connections: 2 to 1000");
         require(
             (1..=self.connections).contains(&self.tenant_connections),
             "tenant_connections: 1 to graph.neo4j.connections",
